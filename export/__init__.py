@@ -1,0 +1,1 @@
+"""Ahead of time, on a host: checkpoint -> graph -> passes -> precision -> engine bundle."""
