@@ -1,0 +1,63 @@
+"""One file per engine library behind two small protocols."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+
+
+class VisionEngine(Protocol):
+    """The vision tower, compiled for one temporal patch of one camera and batched over them."""
+
+    def encode(self, patches: Float, grid: tuple[int, int]) -> Float:
+        """Encode [B, rows*columns, patch_width] patches of one (rows, columns) grid.
+
+        Returns:
+            [B, rows*columns/merge², hidden] features in the processor's token order.
+        """
+        ...
+
+
+class LanguageEngine(Protocol):
+    """The language model with a KV cache of its own, one sequence long."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the KV cache holds."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Positions filled so far."""
+        ...
+
+    def embed(self, token_ids: NDArray[np.int64]) -> Float:
+        """Look up [k] token ids; returns [k, hidden]."""
+        ...
+
+    def extend(self, embeddings: Float) -> Float:
+        """Append [k, hidden] embeddings in one forward pass; length grows by k.
+
+        Returns:
+            [k, hidden] hidden states after the final norm.
+
+        Raises:
+            CapacityError: length + k > capacity (nothing was changed).
+        """
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on (rollback; no pass)."""
+        ...
+
+    def logits(self, hidden: Float) -> Float:
+        """Full vocabulary head: [m, hidden] -> [m, vocab_size]."""
+        ...
+
+    def action_logits(self, hidden: Float) -> Float:
+        """Head of the action rows only: [m, hidden] -> [m, num_actions]; equals that slice of logits."""
+        ...
