@@ -154,3 +154,31 @@ class ActionSpace(Model):
     num_actions: int
     num_poses: int = 10
     dt: float = 0.5
+
+
+class VideoTokens(Model):
+    """Where a camera's visual tokens stand in the prompt."""
+
+    camera: str
+    start: int
+    count: int
+
+
+class CompiledPrompt(Model):
+    """The prompt of one engine: constant token ids up to the last video, then a text with slots.
+
+    `prefix_ids` holds `<|video_pad|>` at every visual token. `tail` starts right after the last
+    `<|vision_end|>`, a token border, and ends where the assistant's answer begins.
+    """
+
+    prefix_ids: tuple[int, ...]
+    videos: tuple[VideoTokens, ...]
+    tail: Template
+
+
+class Precision(Model):
+    """Number format of each part's weights."""
+
+    vision: str
+    language: str
+    int4_block: int = 128

@@ -1,0 +1,58 @@
+# autovla-rt. `make` shows the targets.
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+CLI := $(BIN)/autovla-rt
+
+# The demo checkpoint: a seeded miniature in the official layout.
+DEMO := build/demo-checkpoint
+CHECKPOINT ?= $(DEMO)/base
+CONFIG ?= $(DEMO)/config.yaml
+TARGET ?= cpu
+PRECISION ?= int8
+ENGINE ?= engines/demo
+BUILD_OPTIONS ?= $(if $(filter $(DEMO)/base,$(CHECKPOINT)),--recipe demo/recipe.toml --note "demo miniature with random weights: its plans mean nothing")
+
+# kernels is also a PyPI name: keep the working directory off the import path.
+export PYTHONSAFEPATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo engine test lint bench clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/base.stamp  ## Create .venv with the runtime and what export needs (no torch)
+
+demo: engine  ## Build the demo engine and plan the demo scene
+	$(CLI) plan --frames calib_data/demo --engine engines/demo
+
+engine: $(VENV)/base.stamp $(if $(filter $(DEMO)/base,$(CHECKPOINT)),$(DEMO)/config.yaml)  ## Build an engine: CHECKPOINT= CONFIG= TARGET= PRECISION= ENGINE= BUILD_OPTIONS=
+	$(CLI) build --checkpoint $(CHECKPOINT) --config $(CONFIG) --target $(TARGET) --precision $(PRECISION) --out $(ENGINE) $(BUILD_OPTIONS)
+
+$(DEMO)/config.yaml: demo/miniature.py demo/recipe.toml $(VENV)/base.stamp
+	$(BIN)/python demo/miniature.py $(DEMO) --seed 0
+
+test: $(VENV)/dev.stamp  ## Run the tests
+	$(BIN)/pytest
+
+lint: $(VENV)/dev.stamp  ## Check style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp  ## Measure export and planning at the real 3B geometry (40 GB of disk)
+	$(BIN)/python bench/export_3b.py
+
+clean:  ## Remove what was built, not .venv
+	rm -rf build dist engines/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/base.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[export]'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/base.stamp
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,plot,dev]'
+	touch $@

@@ -1,0 +1,5 @@
+"""`python -m autovla_rt`."""
+
+from autovla_rt.cli import main
+
+main()

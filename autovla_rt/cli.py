@@ -1,0 +1,396 @@
+"""The command line: it parses, calls export or runtime, and prints.
+
+Heavy imports stand inside the commands, so that --help answers at once. Results go to stdout, logs
+and progress to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autovla_rt.errors import AutovlaError, InputError, StorageError
+
+if TYPE_CHECKING:
+    from autovla_rt.export.build import Model, Settings
+    from autovla_rt.export.codebook import CodebookInfo
+    from autovla_rt.export.open_model import ModelFiles
+    from autovla_rt.runtime.scene import Request
+
+app = typer.Typer(
+    name="autovla-rt",
+    help="Compile AutoVLA driving models for edge devices, and run them there.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog=(
+        "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 input, 4 checkpoint, 5 recipe, "
+        "6 codebook, 7 bundle, 8 target, 9 capacity, 10 storage, 11 missing library."
+    ),
+)
+codebook_app = typer.Typer(help="Import, build and show action codebooks.", no_args_is_help=True)
+app.add_typer(codebook_app, name="codebook")
+
+DEFAULT_ENGINE = Path("engines/demo")
+DEFAULT_FRAME_SIZE = ("1920x1080",)
+
+
+class Mode(enum.StrEnum):
+    """Who decides between the fast and the slow answer."""
+
+    auto = "auto"
+    fast = "fast"
+    slow = "slow"
+
+
+class Part(enum.StrEnum):
+    """What to export."""
+
+    vision = "vision"
+    language = "language"
+    all = "all"
+
+
+Checkpoint = Annotated[
+    Path, typer.Option(help="Hugging Face folder or Lightning .ckpt.", show_default=False)
+]
+Config = Annotated[
+    Path, typer.Option(help="YAML config of the training repository.", show_default=False)
+]
+Base = Annotated[
+    Path | None,
+    typer.Option(help="Hugging Face folder with config.json and tokenizer [from the config]."),
+]
+CodebookFile = Annotated[
+    Path | None, typer.Option(help="Action codebook, pickle or safetensors [from the config].")
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(help="Training checkout or .toml recipe [the checkout the config lies in]."),
+]
+AddActionTokens = Annotated[
+    bool,
+    typer.Option(
+        "--add-action-tokens", help="Append the action tokens to a folder's tokenizer if absent."
+    ),
+]
+TargetName = Annotated[str, typer.Option("--target", help="Device to build for.")]
+PrecisionName = Annotated[str, typer.Option("--precision", help="fp32, int8 or int4 on a CPU.")]
+Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
+FrameSize = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="WIDTHxHEIGHT of the frames, or CAMERA=WIDTHxHEIGHT for one camera [1920x1080]."
+    ),
+]
+Capacity = Annotated[int, typer.Option(help="Sequence positions of the KV cache.")]
+Out = Annotated[Path, typer.Option(help="Folder to write.", show_default=False)]
+Engine = Annotated[Path, typer.Option(help="Engine bundle.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def export(
+    part: Annotated[Part, typer.Argument(help="What to export.", show_default=False)],
+    checkpoint: Checkpoint,
+    config: Config,
+    out: Out,
+    base: Base = None,
+    codebook: CodebookFile = None,
+    recipe: RecipeFile = None,
+    add_action_tokens: AddActionTokens = False,
+    target: TargetName = "cpu",
+    precision: PrecisionName = "int8",
+    int4_block: Block = 128,
+    frame_size: FrameSize = None,
+    kv_capacity: Capacity = 2048,
+) -> None:
+    """Export the vision encoder or the language backbone as ONNX, without a bundle around it."""
+    from autovla_rt.bundle import folder_writer
+    from autovla_rt.export.build import Settings, camera_layout, export_language, export_vision
+    from autovla_rt.export.open_model import ModelFiles
+
+    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens)
+    sizes = _frame_sizes(frame_size)
+    settings = Settings(out.name, target, precision, int4_block, kv_capacity, sizes)
+    with _opened(files, settings) as model, folder_writer(out) as folder:
+        cameras = camera_layout(model, settings)
+        if part in (Part.vision, Part.all):
+            _log("vision tower")
+            export_vision(model, settings, cameras, folder)
+        if part in (Part.language, Part.all):
+            _log("language model")
+            export_language(model, settings, cameras, folder)
+    _log(f"exported to {out}")
+
+
+@app.command()
+def build(
+    checkpoint: Checkpoint,
+    config: Config,
+    out: Out,
+    base: Base = None,
+    codebook: CodebookFile = None,
+    recipe: RecipeFile = None,
+    add_action_tokens: AddActionTokens = False,
+    target: TargetName = "cpu",
+    precision: PrecisionName = "int8",
+    int4_block: Block = 128,
+    frame_size: FrameSize = None,
+    kv_capacity: Capacity = 2048,
+    note: Annotated[list[str] | None, typer.Option(help="Remark kept in the bundle.")] = None,
+) -> None:
+    """Build an engine bundle: export, quantize, write atomically."""
+    from autovla_rt.export.build import Settings, build_engine
+    from autovla_rt.export.open_model import ModelFiles
+
+    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens)
+    sizes, notes = _frame_sizes(frame_size), tuple(note or ())
+    settings = Settings(out.name, target, precision, int4_block, kv_capacity, sizes, notes)
+    with _opened(files, settings) as model:
+        build_engine(model, settings, out, _log)
+    _log(f"engine bundle: {out}")
+
+
+@app.command()
+def inspect(
+    engine: Annotated[Path, typer.Argument(help="Engine bundle.")] = DEFAULT_ENGINE,
+    as_json: Json = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 again.")] = False,
+) -> None:
+    """Show what an engine bundle holds, after verifying it."""
+    from autovla_rt.bundle import load_bundle
+
+    bundle = load_bundle(engine, verify=verify)
+    if as_json:
+        manifest = bundle.manifest.model_dump(mode="json")
+        _print_json({"sha256": bundle.identity, **manifest})
+    else:
+        from autovla_rt.report import print_bundle
+
+        print_bundle(bundle)
+
+
+@app.command()
+def plan(
+    frames: Annotated[
+        Path | None, typer.Option(help="Folder with front, front_left and front_right.")
+    ] = None,
+    scene: Annotated[Path | None, typer.Option(help="Scene JSON of the training data.")] = None,
+    sensor_root: Annotated[Path | None, typer.Option(help="Root of the scene's paths.")] = None,
+    speed: Annotated[float | None, typer.Option(help="Speed in m/s [scene.json].")] = None,
+    acceleration: Annotated[
+        float | None, typer.Option(help="Acceleration in m/s² [scene.json].")
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Navigation instruction [scene.json].")
+    ] = None,
+    engine: Engine = DEFAULT_ENGINE,
+    mode: Annotated[Mode, typer.Option(help="Let the model decide, or force an answer.")] = (
+        Mode.auto
+    ),
+    thinking_token_budget: Annotated[int, typer.Option(help="Most tokens of reasoning.")] = 512,
+    temperature: Annotated[float, typer.Option(help="Sample at this temperature; 0 is greedy.")] = (
+        0.0
+    ),
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample within this probability mass.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="As the official decoding: 1.05.")] = (
+        1.0
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads [every core].")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 again.")] = False,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option(help="Write the plan's JSON here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the plan from above (PNG).")] = None,
+) -> None:
+    """Plan one request: twelve camera frames in, a trajectory out."""
+    from autovla_rt.runtime.sampling import Sampling
+
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    request = _request(frames, scene, sensor_root, speed, acceleration, instruction)
+    from autovla_rt.runtime.planner import Planner
+
+    start = time.perf_counter()
+    planner = Planner.load(engine, threads=threads, verify=verify)
+    _log(f"loaded {engine} in {time.perf_counter() - start:.2f} s")
+    for remark in planner.bundle.manifest.notes:
+        _log(f"note: {remark}")
+    result = planner.plan(
+        request,
+        mode=mode.value,
+        sampling=sampling,
+        thinking_token_budget=thinking_token_budget,
+    )
+    if plot is not None:
+        from autovla_rt.runtime.plot import draw_plan
+
+        draw_plan(result, plot)
+    if out is not None:
+        _write_text(out, json.dumps(result.as_dict(), indent=1) + "\n")
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        from autovla_rt.report import print_plan
+
+        print_plan(result)
+
+
+@codebook_app.command("import")
+def codebook_import(
+    source: Annotated[Path, typer.Argument(help="Pickle of the training repository.")],
+    out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+) -> None:
+    """Convert the official pickle, executing nothing in it."""
+    from autovla_rt.export.codebook import import_codebook
+
+    _print_codebook(import_codebook(source, out))
+
+
+@codebook_app.command("build")
+def codebook_build(
+    scenes: Annotated[Path, typer.Argument(help="Folder with scene JSONs.")],
+    out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    disks: Annotated[int, typer.Option(help="Actions.")] = 2048,
+    tolerance: Annotated[float, typer.Option(help="Radius of a disk, metres.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    max_segments: Annotated[int, typer.Option(help="Segments to cluster at most.")] = 200_000,
+) -> None:
+    """Cluster recorded driving into a new codebook (K-disk)."""
+    from dataclasses import asdict
+
+    from autovla_rt.export.codebook import build_codebook
+
+    built = build_codebook(
+        scenes, out, num_disks=disks, tolerance=tolerance, seed=seed, max_segments=max_segments
+    )
+    _print_json(asdict(built))
+
+
+@codebook_app.command("show")
+def codebook_show(
+    codebook: Annotated[Path, typer.Argument(help="Codebook, safetensors.")],
+    png: Annotated[Path | None, typer.Argument(help="Picture to draw.")] = None,
+) -> None:
+    """Describe a codebook, and draw it to a PNG."""
+    from autovla_rt.export.codebook import describe_codebook, draw_codebook
+
+    _print_codebook(describe_codebook(codebook))
+    if png is not None:
+        draw_codebook(codebook, png)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one message and its exit code."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except AutovlaError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def _opened(files: ModelFiles, settings: Settings) -> Iterator[Model]:
+    """Check the target before any work, open the checkpoint, check that its answers compile."""
+    from autovla_rt.export.open_model import open_model
+    from autovla_rt.export.targets import check_target
+    from autovla_rt.runtime.grammar import compile_answer
+
+    check_target(settings.target, settings.precision)
+    _log(f"opening {files.checkpoint}")
+    model = open_model(files)
+    with contextlib.closing(model.checkpoint):
+        compile_answer(
+            model.tokenizer,
+            model.recipe.answer,
+            use_cot=model.use_cot,
+            actions=model.actions,
+            end_token_id=model.end_token_ids[0],
+        )
+        yield model
+
+
+def _frame_sizes(given: list[str] | None) -> dict[str, tuple[int, int]]:
+    """Read --frame-size: one size for all cameras, or CAMERA=WIDTHxHEIGHT."""
+    from autovla_rt.config import CAMERAS
+
+    sizes: dict[str, tuple[int, int]] = {}
+    for text in given or DEFAULT_FRAME_SIZE:
+        camera, _, size = text.rpartition("=")
+        width, separator, height = size.partition("x")
+        if (camera and camera not in CAMERAS) or not (width + height).isdecimal() or not separator:
+            raise InputError(
+                f"--frame-size {text}: expected WIDTHxHEIGHT such as 1920x1080, or one of "
+                f"{', '.join(CAMERAS)} before it, as in front=1920x1080."
+            )
+        for name in [camera] if camera else CAMERAS:
+            sizes[name] = int(width), int(height)
+    if missing := [name for name in CAMERAS if name not in sizes]:
+        raise InputError(f"--frame-size: expected a size for {', '.join(missing)} too.")
+    return sizes
+
+
+def _request(
+    frames: Path | None,
+    scene: Path | None,
+    sensor_root: Path | None,
+    speed: float | None,
+    acceleration: float | None,
+    instruction: str | None,
+) -> Request:
+    from autovla_rt.runtime.scene import read_frames_dir, read_scene
+
+    if (frames is None) == (scene is None):
+        raise typer.BadParameter("give either --frames or --scene")
+    if frames is not None:
+        return read_frames_dir(
+            frames, velocity=speed, acceleration=acceleration, instruction=instruction
+        )
+    assert scene is not None
+    if sensor_root is None:
+        raise typer.BadParameter("--scene needs --sensor-root")
+    if (speed, acceleration, instruction) != (None, None, None):
+        raise typer.BadParameter("--speed, --acceleration and --instruction go with --frames")
+    return read_scene(scene, sensor_root)
+
+
+def _log(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1))
+
+
+def _print_codebook(info: CodebookInfo) -> None:
+    from dataclasses import asdict
+
+    _print_json(asdict(info))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}.") from error

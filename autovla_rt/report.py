@@ -1,0 +1,92 @@
+"""Human tables of bundles and plans."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autovla_rt.bundle import Bundle
+
+if TYPE_CHECKING:
+    from autovla_rt.runtime.planner import Plan
+
+
+def print_bundle(bundle: Bundle) -> None:
+    """Print what a bundle is and holds."""
+    manifest = bundle.manifest
+    vision, language = manifest.geometry.vision, manifest.geometry.language
+    table = _pairs(f"engine {manifest.name}")
+    precision = manifest.precision
+    for key, value in {
+        "sha256": bundle.identity,
+        "target": f"{manifest.target} ({manifest.backend})",
+        "precision": f"vision {precision.vision}, language {precision.language}",
+        "built by": f"autovla-rt {manifest.autovla_rt_version}, format {manifest.format_version}",
+        "with": ", ".join(f"{k} {v}" for k, v in manifest.library_versions.items()),
+        "checkpoint": manifest.checkpoint.path,
+        "checkpoint sha256": manifest.checkpoint.sha256,
+        "vision": f"{vision.depth} blocks of {vision.hidden_size}, {vision.num_heads} heads",
+        "language": (
+            f"{language.num_hidden_layers} layers of {language.hidden_size}, "
+            f"{language.num_attention_heads} heads, {language.num_key_value_heads} KV heads, "
+            f"vocabulary {language.vocab_size}"
+        ),
+        "cameras": ", ".join(f"{c.name} {'x'.join(map(str, c.grid))}" for c in manifest.cameras),
+        "answers": "with chain of thought" if manifest.use_cot else "direct",
+        "actions": (
+            f"{manifest.actions.num_poses} of {manifest.actions.num_actions}, "
+            f"{manifest.actions.dt} s apart, from id {manifest.actions.action_start_id}"
+        ),
+        "KV capacity": f"{manifest.kv_capacity} positions",
+        **{f"note {i}": note for i, note in enumerate(manifest.notes, 1)},
+    }.items():
+        table.add_row(key, Text(value))
+    files = Table("file", "size", "sha256", title="files")
+    files.columns[1].justify = "right"
+    for name, record in manifest.files.items():
+        files.add_row(name, f"{record.size / 2**20:.2f} MiB", record.sha256[:16])
+    _print(table, files)
+
+
+def print_plan(plan: Plan) -> None:
+    """Print a plan: answer, trajectory and where the time went."""
+    table = _pairs("plan")
+    for key, value in {
+        "mode": plan.mode,
+        "p(slow)": "-" if plan.p_slow is None else f"{plan.p_slow:.3f}",
+        "status": f"{plan.status}, finish reason {plan.finish_reason}",
+        "action tokens": " ".join(map(str, plan.action_tokens)),
+        "forward passes": str(plan.forward_passes),
+        "reasoning": plan.reasoning or "-",
+        **{f"note {i}": note for i, note in enumerate(plan.engine["notes"], 1)},
+    }.items():
+        table.add_row(key, Text(value))
+    poses = Table("t (s)", "x (m)", "y (m)", "heading (°)", title="trajectory, ego frame")
+    for index, (x, y, heading) in enumerate(plan.trajectory, 1):
+        time = index * plan.engine["dt"]
+        poses.add_row(f"{time:.1f}", f"{x:.2f}", f"{y:.2f}", f"{math.degrees(heading):.1f}")
+    stages = Table("stage", "ms", title="stages")
+    for name, milliseconds in plan.stages_ms.items():
+        stages.add_row(name, f"{milliseconds:.2f}")
+    stages.add_row("sum", f"{sum(plan.stages_ms.values()):.2f}")
+    for numeric in (poses, stages):
+        for column in numeric.columns[numeric is stages :]:
+            column.justify = "right"
+    _print(table, poses, stages)
+
+
+def _pairs(title: str) -> Table:
+    table = Table(title=title, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _print(*tables: Table) -> None:
+    console = Console()
+    for table in tables:
+        console.print(table)

@@ -1,0 +1,88 @@
+"""Files of the ONNX Runtime backend: graphs in the `ort` dialect and what the runtime maps beside.
+
+Every function streams: one matrix chunk of the checkpoint is in memory at a time (an int8 matrix
+is held whole while it is transposed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import write_array_header_2_0
+from safetensors.numpy import save_file
+
+from autovla_rt.config import Camera, CompiledPrompt, Geometry, Precision
+from autovla_rt.export.graph.language import language_model, text_head
+from autovla_rt.export.graph.ort import OrtOps
+from autovla_rt.export.graph.ort_linear import LINEARS
+from autovla_rt.export.graph.vision import vision_tower
+from autovla_rt.export.passes.static_mrope import VideoSpan, mrope_positions, rotary_tables
+from autovla_rt.export.passes.static_windows import static_windows
+from autovla_rt.export.weight_file import WeightFile
+from autovla_rt.export.weight_source import HEAD, TEXT_HEAD, WeightSource, matrix_chunks
+
+
+def emit_vision(
+    source: WeightSource,
+    geometry: Geometry,
+    cameras: Sequence[Camera],
+    precision: Precision,
+    folder: Path,
+) -> None:
+    """Write vision_{rows}x{columns}.onnx for every grid, over one vision.bin."""
+    weights = WeightFile(folder / "vision.bin")
+    for rows, columns in sorted({camera.grid[1:] for camera in cameras}):
+        linear = LINEARS[precision.vision](precision.int4_block)
+        ops = OrtOps(source, weights, linear)
+        vision_tower(ops, geometry.vision, static_windows(geometry.vision, rows, columns))
+        ops.save(folder / f"vision_{rows}x{columns}.onnx", "vision")
+    weights.close()
+
+
+def emit_language(
+    source: WeightSource, geometry: Geometry, precision: Precision, folder: Path
+) -> None:
+    """Write language.onnx and text_head.onnx with their weights, embeddings and action head."""
+    for name, describe in (("language", language_model), ("text_head", text_head)):
+        weights = WeightFile(folder / f"{name}.bin")
+        ops = OrtOps(source, weights, LINEARS[precision.language](precision.int4_block))
+        describe(ops, geometry.language)
+        weights.close()
+        ops.save(folder / f"{name}.onnx", name)
+    _emit_embeddings(source, precision, folder / "embeddings.npy")
+    start = source.shape(f"{TEXT_HEAD}.weight")[0]
+    rows = source.rows(f"{HEAD}.weight", start, geometry.language.vocab_size)
+    save_file({"weight": rows}, folder / "action_head.safetensors")
+
+
+def emit_rotary(
+    geometry: Geometry, prompt: CompiledPrompt, cameras: Sequence[Camera], capacity: int, path: Path
+) -> None:
+    """Write the cos and sin tables of every sequence position."""
+    grids = {camera.name: camera.grid for camera in cameras}
+    spans = [VideoSpan(video.start, grids[video.camera]) for video in prompt.videos]
+    cos, sin = rotary_tables(geometry, mrope_positions(geometry, spans, capacity))
+    save_file({"cos": cos, "sin": sin}, path)
+
+
+def _emit_embeddings(source: WeightSource, precision: Precision, path: Path) -> None:
+    """Write the embedding table as .npy, which the runtime maps: only used rows are read.
+
+    float16 beside quantized weights: its rounding (at most 2^-11 of a value) is far below theirs.
+    """
+    dtype = np.dtype(np.float32 if precision.language == "fp32" else np.float16)
+    shape = source.shape("model.embed_tokens.weight")
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        write_array_header_2_0(file, header)
+        for chunk in matrix_chunks(source, ("model.embed_tokens",)):
+            file.write(_checked_cast(chunk, dtype).data)
+
+
+def _checked_cast(chunk: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    largest = float(np.abs(chunk).max())
+    if largest > np.finfo(dtype).max:
+        raise ValueError(f"embedding value {largest} does not fit {dtype}")
+    return np.ascontiguousarray(chunk.astype(dtype))

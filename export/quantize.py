@@ -1,0 +1,51 @@
+"""Round-to-nearest weight quantization, row by row, so that any slice of rows can be streamed."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+INT8_MAX = 127
+INT4_ZERO_POINT = 8
+
+
+def int8_per_channel(
+    rows: NDArray[np.float32],
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize [N, K] output channels to symmetric int8.
+
+    Returns:
+        int8 [N, K] and its float32 scales [N]; weight = int8 * scale.
+    """
+    scale = np.abs(rows).max(axis=1) / np.float32(INT8_MAX)
+    scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+    quantized = np.rint(rows / scale[:, None])
+    return quantized.astype(np.int8), scale
+
+
+def int4_blockwise(
+    rows: NDArray[np.float32], block: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Quantize [N, K] to symmetric int4 with one scale per `block` consecutive inputs.
+
+    The value of largest magnitude in a block is mapped to -8, the longer side of the int4 range.
+    K is padded with zeros to a multiple of `block`.
+
+    Returns:
+        uint8 [N, K/block, block/2], the earlier value in the low nibble, stored with zero point 8,
+        and float32 scales [N, K/block]; weight = (nibble - 8) * scale.
+    """
+    count, width = rows.shape
+    blocks = -(-width // block)
+    if blocks * block != width:
+        rows = np.pad(rows, ((0, 0), (0, blocks * block - width)))
+    grouped = rows.reshape(count, blocks, block)
+    high, low = grouped.max(axis=2), grouped.min(axis=2)
+    extreme = np.where(high > -low, high, low)
+    scale = extreme / np.float32(-INT4_ZERO_POINT)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    codes = grouped * inverse[:, :, None]
+    codes += np.float32(INT4_ZERO_POINT + 0.5)
+    nibbles = np.clip(codes, 0, 15).astype(np.uint8)
+    packed = nibbles[:, :, 0::2] | (nibbles[:, :, 1::2] << 4)
+    return packed, scale.astype(np.float32)

@@ -1,0 +1,82 @@
+"""Devices that an engine can be built for, and what each may compute in.
+
+Sources: NVIDIA Jetson Orin and Thor data sheets, CUDA compute capability tables. FP8 needs SM 8.9 or
+newer, NVFP4 SM 10.0 or newer; Orin (SM 8.7) has neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autovla_rt.errors import TargetError
+
+CPU_PRECISIONS = ("fp32", "int8", "int4")
+AMPERE = ("fp16", "int8", "int4")
+ADA = (*AMPERE, "fp8")
+BLACKWELL = (*ADA, "nvfp4")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of device.
+
+    Attributes:
+        description: What it is, for people.
+        sm: CUDA compute capability without the dot; None without an NVIDIA GPU.
+        memory_gib: Memory that the GPU can use (unified on Jetson); None where it varies.
+        precisions: Legal number formats.
+        backend: What runs the engine there.
+    """
+
+    description: str
+    sm: int | None
+    memory_gib: int | None
+    precisions: tuple[str, ...]
+    backend: str
+
+
+TARGETS = {
+    "cpu": Target("any CPU, ONNX Runtime", None, None, CPU_PRECISIONS, "ort"),
+    "orin-nano-8": Target("Jetson Orin Nano 8 GB", 87, 8, AMPERE, "tensorrt"),
+    "orin-nx-8": Target("Jetson Orin NX 8 GB", 87, 8, AMPERE, "tensorrt"),
+    "orin-nx-16": Target("Jetson Orin NX 16 GB", 87, 16, AMPERE, "tensorrt"),
+    "agx-orin-32": Target("Jetson AGX Orin 32 GB", 87, 32, AMPERE, "tensorrt"),
+    "agx-orin-64": Target("Jetson AGX Orin 64 GB", 87, 64, AMPERE, "tensorrt"),
+    "agx-thor": Target("Jetson AGX Thor 128 GB", 110, 128, BLACKWELL, "tensorrt"),
+    "drive-thor": Target("DRIVE AGX Thor", 110, None, BLACKWELL, "tensorrt"),
+    "rtx-sm86": Target("GeForce RTX 30, A10, A40", 86, None, AMPERE, "tensorrt"),
+    "rtx-sm89": Target("GeForce RTX 40, L4, L40", 89, None, ADA, "tensorrt"),
+    "rtx-sm120": Target("GeForce RTX 50, RTX PRO Blackwell", 120, None, BLACKWELL, "tensorrt"),
+    "h100": Target("H100 80 GB", 90, 80, ADA, "tensorrt"),
+}
+
+BUILDABLE_BACKENDS = ("ort",)
+"""Backends that this version emits engines for."""
+
+
+def check_target(name: str, precision: str) -> Target:
+    """Return the target if it exists, may compute in `precision` and can be built for.
+
+    Raises:
+        TargetError: otherwise, with the legal choices.
+    """
+    if name not in TARGETS:
+        raise TargetError(f"target {name!r}: expected one of {', '.join(TARGETS)}.")
+    target = TARGETS[name]
+    if precision not in target.precisions:
+        raise TargetError(
+            f"precision {precision!r} on {name} ({target.description}{_capability(target)}): "
+            f"expected one of {', '.join(target.precisions)}. Choose one with --precision."
+        )
+    if target.backend not in BUILDABLE_BACKENDS:
+        buildable = [key for key, value in TARGETS.items() if value.backend in BUILDABLE_BACKENDS]
+        raise TargetError(
+            f"target {name} ({target.description}) with {precision} is legal, but its backend "
+            f"{target.backend} cannot be built by this version. Expected --target "
+            f"{' or '.join(buildable)}."
+        )
+    return target
+
+
+def _capability(target: Target) -> str:
+    return "" if target.sm is None else f", SM {target.sm // 10}.{target.sm % 10}"

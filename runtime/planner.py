@@ -1,0 +1,218 @@
+"""From a request to a plan: the stages in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from autovla_rt.bundle import Bundle, Manifest, load_bundle
+from autovla_rt.runtime.actions import Codebook
+from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
+from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
+from autovla_rt.runtime.decode import Decoded, Mode, decode, generate
+from autovla_rt.runtime.frames import FramePreprocessor
+from autovla_rt.runtime.grammar import Grammar, compile_answer
+from autovla_rt.runtime.prompt import place_features, prompt_ids
+from autovla_rt.runtime.sampling import Sampler, Sampling
+from autovla_rt.runtime.scene import Request
+from autovla_rt.runtime.trace import Trace
+
+DEFAULT_THINKING_TOKEN_BUDGET = 512
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One answer of the model.
+
+    Attributes:
+        trajectory: [num_poses][x, y, heading], metres and radians in the ego frame (x forward,
+            y left, heading counter-clockwise), `dt` s apart, the first one step ahead.
+        mode: "fast", "slow", or "direct" for a checkpoint without chain of thought.
+        p_slow: The model's own probability of the slow answer; None for "direct".
+        action_tokens: Vocabulary ids of the actions.
+        reasoning: Text of the chain of thought; "" where there was none.
+        finish_reason: Why the reasoning ended: "stop", "thinking_budget" or "capacity".
+        status: "ok": a whole answer of fresh frames.
+        forward_passes: Passes of the language model, the prefill included.
+        thinking_tokens: Tokens of the reasoning.
+        stages_ms: Milliseconds of each stage, in order.
+        engine: Name, identity, target, precision, backend and notes of the bundle.
+    """
+
+    trajectory: list[list[float]]
+    mode: str
+    p_slow: float | None
+    action_tokens: list[int]
+    reasoning: str
+    finish_reason: str
+    status: str
+    forward_passes: int
+    thinking_tokens: int
+    stages_ms: dict[str, float]
+    engine: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A request as the language model sees it: ids [p] and embeddings [p, hidden]."""
+
+    ids: NDArray[np.int64]
+    embeddings: Float
+
+
+class Planner:
+    """A loaded engine. One request at a time."""
+
+    def __init__(
+        self, bundle: Bundle, vision: VisionEngine, language: LanguageEngine, grammar: Grammar
+    ) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self._vision = vision
+        self._language = language
+        self._grammar = grammar
+        self._prompt = bundle.prompt()
+        self._tokenizer = load_tokenizer(bundle)
+        self._frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
+        self._codebook = Codebook.load(
+            bundle.path("codebook.safetensors"), manifest.actions.num_actions
+        )
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, *, threads: int | None = None, verify: bool = False
+    ) -> Planner:
+        """Open a bundle, verify it and load its engines.
+
+        `threads` is ONNX Runtime's number of threads (default: every core). `verify` checks the
+        sha256 of every file even where it was checked before.
+
+        Raises:
+            BundleError: the bundle is missing, damaged, of another version or does not load.
+        """
+        bundle = load_bundle(Path(folder), verify=verify)
+        manifest = bundle.manifest
+        grammar = compile_answer(
+            load_tokenizer(bundle),
+            bundle.recipe().answer,
+            use_cot=manifest.use_cot,
+            actions=manifest.actions,
+            end_token_id=manifest.end_token_ids[0],
+        )
+        return cls(bundle, OrtVision(bundle, threads), OrtLanguage(bundle, threads), grammar)
+
+    def plan(
+        self,
+        request: Request,
+        *,
+        mode: Mode = "auto",
+        sampling: Sampling = GREEDY,
+        thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
+    ) -> Plan:
+        """Plan one request.
+
+        Raises:
+            InputError: a frame or value is unusable or does not fit the engine.
+            CapacityError: prompt and answer do not fit the KV cache.
+        """
+        trace = Trace()
+        prompted = self._prompted(request, trace)
+        decoded = decode(
+            self._language,
+            self._grammar,
+            prompted.ids,
+            prompted.embeddings,
+            sampler=Sampler(sampling),
+            mode=mode,
+            thinking_token_budget=thinking_token_budget,
+            trace=trace,
+        )
+        with trace.span("trajectory"):
+            trajectory = self._codebook.decode(np.array(decoded.action_indices, np.int64))
+        return self._assemble(decoded, trajectory, trace)
+
+    def generate(
+        self, request: Request, *, max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> Iterator[int]:
+        """Yield the model's answer without the grammar, token by token up to an end token."""
+        prompted = self._prompted(request, Trace())
+        return generate(
+            self._language,
+            prompted.embeddings,
+            prompted.ids,
+            sampler=Sampler(sampling),
+            max_new_tokens=max_new_tokens,
+            end_token_ids=self.bundle.manifest.end_token_ids,
+        )
+
+    def _prompted(self, request: Request, trace: Trace) -> Prompted:
+        with trace.span("preprocess"):
+            patches = {
+                camera.name: self._frames.patches(request.frames[camera.name], camera)
+                for camera in self.bundle.manifest.cameras
+            }
+        with trace.span("vision"):
+            features = self._encode(patches)
+        with trace.span("prompt"):
+            ids = prompt_ids(self._prompt, self._tokenizer, request)
+            embeddings = self._language.embed(ids)
+            place_features(embeddings, self._prompt, features)
+        self._language.truncate(0)
+        return Prompted(ids, embeddings)
+
+    def _encode(self, patches: dict[str, Float]) -> dict[str, Float]:
+        """Encode cameras of one grid in one batch; [tokens, hidden] of each camera."""
+        by_grid: dict[tuple[int, int], list[str]] = {}
+        for camera in self.bundle.manifest.cameras:
+            by_grid.setdefault(camera.grid[1:], []).append(camera.name)
+        features = {}
+        for grid, names in by_grid.items():
+            encoded = self._vision.encode(np.concatenate([patches[n] for n in names]), grid)
+            for name, part in zip(names, np.split(encoded, len(names)), strict=True):
+                features[name] = part.reshape(-1, part.shape[-1])
+        return features
+
+    def _assemble(self, decoded: Decoded, trajectory: NDArray[np.float64], trace: Trace) -> Plan:
+        return Plan(
+            trajectory=trajectory.tolist(),
+            mode=decoded.mode,
+            p_slow=decoded.p_slow,
+            action_tokens=list(decoded.action_ids),
+            reasoning=decoded.reasoning,
+            finish_reason=decoded.finish_reason,
+            status="ok",
+            forward_passes=decoded.forward_passes,
+            thinking_tokens=decoded.thinking_tokens,
+            stages_ms=trace.stages_ms(),
+            engine=describe_engine(self.bundle.manifest, self.bundle.identity),
+        )
+
+
+def load_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The bundle's tokenizer."""
+    return Tokenizer.from_file(str(bundle.path("tokenizer.json")))
+
+
+def describe_engine(manifest: Manifest, identity: str) -> dict[str, Any]:
+    """What a plan says about the engine that made it."""
+    return {
+        "name": manifest.name,
+        "sha256": identity,
+        "target": manifest.target,
+        "backend": manifest.backend,
+        "precision": manifest.precision.model_dump(),
+        "checkpoint_sha256": manifest.checkpoint.sha256,
+        "dt": manifest.actions.dt,
+        "notes": list(manifest.notes),
+    }

@@ -1,0 +1,54 @@
+"""The request's prompt: the compiled prefix, and the text with speed, acceleration, instruction."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from autovla_rt.config import CompiledPrompt, Slot
+from autovla_rt.errors import InputError
+from autovla_rt.runtime.backends import Float
+from autovla_rt.runtime.scene import Request
+
+
+def prompt_ids(prompt: CompiledPrompt, tokenizer: Tokenizer, request: Request) -> NDArray[np.int64]:
+    """Token ids [p] of the whole prompt of one request.
+
+    The tail follows a special token, so encoding it alone gives the ids of encoding everything.
+
+    Raises:
+        InputError: the instruction spells a special token.
+    """
+    values = {
+        "velocity": request.velocity,
+        "acceleration": request.acceleration,
+        "instruction": _instruction(request.instruction, tokenizer),
+    }
+    text = "".join(
+        format(values[part.slot], part.format) if isinstance(part, Slot) else part
+        for part in prompt.tail
+    )
+    tail = tokenizer.encode(text, add_special_tokens=False).ids
+    return np.array([*prompt.prefix_ids, *tail], np.int64)
+
+
+def place_features(
+    embeddings: Float, prompt: CompiledPrompt, features: dict[str, Float]
+) -> None:
+    """Write each camera's visual features [count, hidden] over its placeholder embeddings."""
+    for video in prompt.videos:
+        embeddings[video.start : video.start + video.count] = features[video.camera]
+
+
+def _instruction(text: str, tokenizer: Tokenizer) -> str:
+    lowered = text.lower()
+    ids = tokenizer.encode(lowered, add_special_tokens=False).ids
+    added = tokenizer.get_added_tokens_decoder()
+    special = [added[token].content for token in ids if token in added]
+    if special:
+        raise InputError(
+            f"instruction {text!r}: expected plain words, got the special token {special[0]!r}, "
+            "which would change the prompt's structure. Remove it."
+        )
+    return lowered

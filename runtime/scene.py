@@ -1,0 +1,239 @@
+"""What a plan is asked for: frames, motion and instruction, and the two layouts they come in."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA, INSTRUCTIONS_HINT
+from autovla_rt.errors import InputError
+from autovla_rt.runtime.frames import Frame
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+SCENE_FILE = "scene.json"
+
+NUPLAN_PATH_KEYS = {
+    "front": "front_camera_paths",
+    "front_left": "left_camera_paths",
+    "front_right": "right_camera_paths",
+}
+PATH_KEYS = {camera: f"{camera}_camera_paths" for camera in CAMERAS}
+"""Camera -> key of its frame paths in scenes of every dataset but nuPlan."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request for a plan.
+
+    `frames` maps each camera of `CAMERAS` to its four frames, oldest first, 2 Hz. `velocity` is
+    the speed in m/s, `acceleration` in m/s² as the checkpoint was trained (a norm in most
+    datasets), `instruction` free text such as "turn left".
+
+    Raises:
+        InputError: A camera is missing or unknown or has not four frames, a number is not finite,
+            the speed is negative, or the instruction is not a text.
+    """
+
+    frames: Mapping[str, Sequence[Frame]]
+    velocity: float
+    acceleration: float
+    instruction: str
+
+    def __post_init__(self) -> None:
+        if set(self.frames) != set(CAMERAS):
+            raise InputError(
+                f"expected frames of the cameras {', '.join(CAMERAS)}; "
+                f"got {', '.join(self.frames) or 'none'}.\nGive exactly these three."
+            )
+        for camera, frames in self.frames.items():
+            _check_count(frames, f"camera {camera}")
+        _non_negative(_finite(self.velocity, "velocity"), "velocity")
+        _finite(self.acceleration, "acceleration")
+        _instruction(self.instruction, "instruction")
+
+
+def read_frames_dir(
+    folder: Path,
+    *,
+    velocity: float | None = None,
+    acceleration: float | None = None,
+    instruction: str | None = None,
+) -> Request:
+    """Read a request from `folder`/{front,front_left,front_right}, four image files each.
+
+    File names give the order, oldest first; numbers in them count as numbers (2 before 10). Values
+    that are not given here are read from `folder`/scene.json.
+
+    Raises:
+        InputError: A camera's folder is missing or holds another number of images, or a value is
+            given neither here nor in scene.json, or is unusable.
+    """
+    frames = {camera: _frames_in(folder / camera) for camera in CAMERAS}
+    given = {"velocity": velocity, "acceleration": acceleration, "instruction": instruction}
+    missing = [key for key, value in given.items() if value is None]
+    scene_file = folder / SCENE_FILE
+    if missing and not scene_file.exists():
+        raise InputError(
+            f"{', '.join(missing)}: not given, and there is no {scene_file} to read from.\n"
+            "Pass the missing values, or write that file."
+        )
+    scene = _read_json(scene_file) if missing else {}
+    return Request(frames, **given | _read_values(scene, missing, scene_file))
+
+
+def read_scene(scene_json: Path, sensor_root: Path) -> Request:
+    """Read a request from a scene of the training repository, its paths relative to `sensor_root`.
+
+    Velocity and acceleration are numbers, or vectors whose first two components give the norm.
+
+    Raises:
+        InputError: The file is not a JSON object, a key is missing or of another type, a camera
+            has not four paths, or a path does not exist.
+    """
+    scene = _read_json(scene_json)
+    dataset = _get(scene, "dataset_name", scene_json)
+    path_keys = NUPLAN_PATH_KEYS if dataset == "nuplan" else PATH_KEYS
+    frames = {
+        camera: _frames_at(_get(scene, key, scene_json), sensor_root, f"{scene_json}: {key}")
+        for camera, key in path_keys.items()
+    }
+    return Request(frames, **_read_values(scene, VALUES, scene_json))
+
+
+def _read_values(scene: dict[str, Any], keys: Iterable[str], source: Path) -> dict[str, Any]:
+    return {key: VALUES[key](_get(scene, key, source), f"{source}: {key}") for key in keys}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        scene = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: the scene cannot be read ({error}).\nExpected a UTF-8 JSON file."
+        ) from error
+    if not isinstance(scene, dict):
+        raise InputError(
+            f"{path}: expected one JSON object, got {_kind(scene)}.\n"
+            "Give the file of one sample, not a list of samples."
+        )
+    return scene
+
+
+def _get(scene: dict[str, Any], key: str, source: Path) -> Any:
+    if key not in scene:
+        raise InputError(
+            f"{source}: the key {key} is missing; it has {', '.join(scene) or 'no keys'}.\n"
+            "Add it, or give a scene file of AutoVLA's preprocessing."
+        )
+    return scene[key]
+
+
+def _frames_in(folder: Path) -> tuple[Path, ...]:
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: the folder does not exist.\nExpected one folder for each camera "
+            f"({', '.join(CAMERAS)}), each with {FRAMES_PER_CAMERA} images, oldest first by name."
+        )
+    images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    _check_count(images, str(folder))
+    return tuple(sorted(images, key=lambda file: _natural_order(file.name)))
+
+
+def _natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that compares runs of digits as numbers."""
+    parts = re.findall(r"([0-9]+)|([^0-9]+)", name)
+    return [(1, 0, text) if text else (0, int(digits), digits) for digits, text in parts]
+
+
+def _frames_at(paths: Any, sensor_root: Path, where: str) -> tuple[Path, ...]:
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise InputError(
+            f"{where}: expected a list of {FRAMES_PER_CAMERA} paths, got {_kind(paths)}.\n"
+            "Paths are texts relative to the sensor root."
+        )
+    _check_count(paths, where)
+    files = tuple(sensor_root / path for path in paths)
+    for file in files:
+        if not file.is_file():
+            raise InputError(
+                f"{where}: there is no file {file}.\nPaths are relative to the sensor root "
+                f"({sensor_root}): check that root, and that the frames were downloaded."
+            )
+    return files
+
+
+def _check_count(frames: Sequence[object], where: str) -> None:
+    if len(frames) != FRAMES_PER_CAMERA:
+        raise InputError(
+            f"{where}: expected {FRAMES_PER_CAMERA} frames, got {len(frames)}.\n"
+            f"Give the last {FRAMES_PER_CAMERA} frames at 2 Hz, oldest first."
+        )
+
+
+def _speed(value: Any, where: str) -> float:
+    return _non_negative(_norm(value, where), where)
+
+
+def _norm(value: Any, where: str) -> float:
+    """Return a number as it is, a vector as the length of its part in the ground plane."""
+    if not isinstance(value, list):
+        return _finite(value, where)
+    if len(value) < 2:
+        raise InputError(
+            f"{where}: expected a number or a vector with x and y, got {value}.\n"
+            "Give the norm itself, or both components."
+        )
+    x, y = (_finite(component, where) for component in value[:2])
+    return math.hypot(x, y)
+
+
+def _finite(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(
+            f"{where}: expected a number, got {_kind(value)}.\nGive m/s (m/s² for acceleration)."
+        )
+    if not math.isfinite(value):
+        raise InputError(
+            f"{where}: expected a finite number, got {value}.\n"
+            "Check the odometry of this moment; no value is assumed in its place."
+        )
+    return float(value)
+
+
+def _non_negative(value: float, where: str) -> float:
+    if value < 0:
+        raise InputError(
+            f"{where}: expected a speed of at least 0 m/s, got {value}.\n"
+            "The model was trained on forward driving; it knows no reverse gear."
+        )
+    return value
+
+
+def _instruction(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(
+            f"{where}: expected a text, got {_kind(value)}.\nGive {INSTRUCTIONS_HINT}."
+        )
+    if not value.strip():
+        raise InputError(f"{where}: the instruction is empty.\nGive {INSTRUCTIONS_HINT}.")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """Return the type and a short form of a value for messages."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+VALUES: Mapping[str, Callable[[Any, str], Any]] = {
+    "velocity": _speed,
+    "acceleration": _norm,
+    "instruction": _instruction,
+}
+"""Key of a scene -> its reader, which takes the value and where it stands."""

@@ -1,0 +1,31 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autovla_rt.runtime.bytelevel import ends_mid_character, token_bytes
+
+
+@given(text=st.text())
+def test_token_bytes_of_encoded_text_are_its_utf8(tokenizer, text):
+    normal = tokenizer.normalizer.normalize_str(text)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if all(i < 151643 for i in ids):
+        assert b"".join(token_bytes(tokenizer, i) for i in ids) == normal.encode()
+
+
+def test_every_byte_is_spelled_by_one_token(tokenizer):
+    spelled = {token_bytes(tokenizer, i) for i in range(256)}
+    assert spelled == {bytes([byte]) for byte in range(256)}
+
+
+@pytest.mark.parametrize("character", ["é", "日", "🚗"])
+def test_only_a_started_character_is_incomplete(character):
+    data = b"a" + character.encode()
+    assert not ends_mid_character(data)
+    for missing in range(1, len(character.encode())):
+        assert ends_mid_character(data[:-missing])
+
+
+@pytest.mark.parametrize("data", [b"", b"a", b"\x80", b"\xff", b"\xf0\x9fa"])
+def test_stray_bytes_are_not_the_start_of_a_character(data):
+    assert not ends_mid_character(data)
