@@ -131,7 +131,12 @@ def write_hf_folder(
         weight_map = {
             name: file for file, shapes in zip(names, shards, strict=True) for name in shapes
         }
-        _write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+        sizes = [int(np.prod(shape)) for shape in expected_shapes(geometry).values()]
+        metadata = {"total_size": sum(sizes) * weights.dtype.itemsize}
+        _write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": metadata, "weight_map": weight_map},
+        )
     _write_json(folder / "config.json", _flat_config(geometry, dtype))
 
 

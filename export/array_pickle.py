@@ -61,9 +61,7 @@ class _StandIn:
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
-        raise CodebookError(
-            f"the pickle gives {type(self).__name__} a state, which it cannot have."
-        )
+        raise CodebookError(f"the pickle sets attributes of {type(self).__name__}.")
 
 
 class _Latin1(_StandIn):
@@ -139,7 +137,12 @@ class PickledArray(_StandIn):
                 f"the pickle holds an array {list(shape)} of {dtype} whose data are not the "
                 f"{expected} bytes it needs."
             )
-        return np.frombuffer(raw, dtype).reshape(shape, order="F" if order == "F" else "C")
+        try:
+            return np.frombuffer(raw, dtype).reshape(shape, order="F" if order == "F" else "C")
+        except (ValueError, OverflowError) as error:  # too many axes, or an axis beyond an int64
+            raise CodebookError(
+                f"the pickle holds an array that NumPy refuses: {error}."
+            ) from error
 
 
 class _FromBuffer(_StandIn):

@@ -48,9 +48,7 @@ def open_model(files: ModelFiles) -> Model:
         )
     config = read_training_config(files.config)
     base = files.base or (files.checkpoint if files.checkpoint.is_dir() else config.model_folder())
-    checkpoint = open_checkpoint(
-        files.checkpoint, geometry=read_geometry(base), lora=config.lora
-    )
+    checkpoint = open_checkpoint(files.checkpoint, geometry=read_geometry(base), lora=config.lora)
     try:
         return _assemble(files, config, base, checkpoint)
     except BaseException:

@@ -1,7 +1,7 @@
 """Devices that an engine can be built for, and what each may compute in.
 
-Sources: NVIDIA Jetson Orin and Thor data sheets, CUDA compute capability tables. FP8 needs SM 8.9 or
-newer, NVFP4 SM 10.0 or newer; Orin (SM 8.7) has neither.
+Sources: NVIDIA Jetson Orin and Thor data sheets, CUDA compute capability tables. FP8 needs SM 8.9
+or newer, NVFP4 SM 10.0 or newer; Orin (SM 8.7) has neither.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""On the vehicle: twelve camera frames in, a trajectory out. Pure Python over one engine library."""
+"""On the vehicle: twelve camera frames in, a trajectory out. Pure Python over one engine."""

@@ -171,7 +171,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 def _exif_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, UPRIGHT))
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+    except (SyntaxError, ValueError, TypeError, struct.error):
         # Training never read the tag, so a damaged EXIF block must not reject good pixels.
         return UPRIGHT
 

@@ -30,8 +30,10 @@ def draw_plan(plan: Plan, png: Path) -> None:
     figure = Figure(figsize=(5, 8), layout="constrained")
     axes = figure.add_subplot()
     for index, corners in enumerate(pose_to_corners(poses)):
-        outline = {"edgecolor": "black" if index == 0 else "tab:blue", "alpha": 1 - 0.06 * index}
-        axes.add_patch(Polygon(corners[:, ::-1], fill=False, **outline))
+        color = "black" if index == 0 else "tab:blue"
+        axes.add_patch(
+            Polygon(corners[:, ::-1], fill=False, edgecolor=color, alpha=1 - 0.06 * index)
+        )
     axes.plot(poses[:, 1], poses[:, 0], "o-", color="tab:orange", markersize=3)
     axes.set(
         title=f"{plan.mode}, p(slow) {'-' if plan.p_slow is None else f'{plan.p_slow:.2f}'}, "

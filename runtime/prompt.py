@@ -33,9 +33,7 @@ def prompt_ids(prompt: CompiledPrompt, tokenizer: Tokenizer, request: Request) -
     return np.array([*prompt.prefix_ids, *tail], np.int64)
 
 
-def place_features(
-    embeddings: Float, prompt: CompiledPrompt, features: dict[str, Float]
-) -> None:
+def place_features(embeddings: Float, prompt: CompiledPrompt, features: dict[str, Float]) -> None:
     """Write each camera's visual features [count, hidden] over its placeholder embeddings."""
     for video in prompt.videos:
         embeddings[video.start : video.start + video.count] = features[video.camera]

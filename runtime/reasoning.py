@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +36,14 @@ class Free:
         legal_ids: The same as int64 ids.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = field(repr=False)
     closer_id: int
     closing: Ids
     joined: Ids
     close_text: str
     on_new_line: bool
-    legal: NDArray[np.bool_]
-    legal_ids: NDArray[np.int64]
+    legal: NDArray[np.bool_] = field(repr=False)
+    legal_ids: NDArray[np.int64] = field(repr=False)
 
     @property
     def positions(self) -> int:

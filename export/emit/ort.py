@@ -60,10 +60,10 @@ def emit_language(
 def emit_rotary(
     geometry: Geometry, prompt: CompiledPrompt, cameras: Sequence[Camera], capacity: int, path: Path
 ) -> None:
-    """Write the cos and sin tables of every sequence position."""
+    """Write the cos and sin tables of every sequence position, and of one spare one behind."""
     grids = {camera.name: camera.grid for camera in cameras}
     spans = [VideoSpan(video.start, grids[video.camera]) for video in prompt.videos]
-    cos, sin = rotary_tables(geometry, mrope_positions(geometry, spans, capacity))
+    cos, sin = rotary_tables(geometry, mrope_positions(geometry, spans, capacity + 1))
     save_file({"cos": cos, "sin": sin}, path)
 
 

@@ -117,7 +117,7 @@ class OrtOps(NodeSink):
         return self._linear.lower(self, x, modules, bias)
 
     def rms_norm(self, x: Value, weight: str, epsilon: float) -> Value:
-        """x / rms(x) * weight over the last axis."""
+        """X / rms(x) * weight over the last axis."""
         (y,) = self.node(
             "SimplifiedLayerNormalization", [x, self.weight(weight)], axis=-1, epsilon=epsilon
         )
@@ -140,11 +140,11 @@ class OrtOps(NodeSink):
         return self.node("Mul", [activated, up])[0]
 
     def gelu(self, x: Value) -> Value:
-        """x * Φ(x), exact."""
+        """X * Φ(x), exact."""
         return self.contrib("Gelu", [x])[0]
 
     def add(self, a: Value, b: Value) -> Value:
-        """a + b."""
+        """A + b."""
         return self.node("Add", [a, b])[0]
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
@@ -190,7 +190,7 @@ class OrtOps(NodeSink):
             self.input("total_sequence_length", "int32", [1])
             self.input("cos_cache", "float32", ["capacity", head_dim // 2])
             self.input("sin_cache", "float32", ["capacity", head_dim // 2])
-        cache = [1, num_kv_heads, "capacity", head_dim]
+        cache: list[int | str] = [1, num_kv_heads, "capacity", head_dim]
         past = [
             self.input(f"past_key_values.{layer}.{part}", "float32", cache)
             for part in ("key", "value")
@@ -209,9 +209,7 @@ class OrtOps(NodeSink):
             present = f"present.{layer}.{part}"
             assert node.output[index] == result
             node.output[index] = present
-            self._outputs.append(
-                helper.make_tensor_value_info(present, TensorProto.FLOAT, cache)
-            )
+            self._outputs.append(helper.make_tensor_value_info(present, TensorProto.FLOAT, cache))
         return attended
 
     def save(self, path: Path, name: str) -> None:

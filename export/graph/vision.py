@@ -64,11 +64,11 @@ def _attention(
     outputs, start = [], 0
     for count, size in groups:
         stop = start + count * size
-        windows = [
+        query, key, value = (
             ops.reshape(ops.slice(part, start, stop, axis=1), [-1, size, width])
             for part in (*rotated, parts[2])
-        ]
-        attended = ops.attention(*windows, num_heads=heads)
+        )
+        attended = ops.attention(query, key, value, heads)
         outputs.append(ops.reshape(attended, [-1, count * size, width]))
         start = stop
     joined = ops.reshape(ops.concat(outputs, axis=1), [-1, width])

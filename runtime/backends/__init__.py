@@ -59,5 +59,5 @@ class LanguageEngine(Protocol):
         ...
 
     def action_logits(self, hidden: Float) -> Float:
-        """Head of the action rows only: [m, hidden] -> [m, num_actions]; equals that slice of logits."""
+        """Head of the action rows only: [m, hidden] -> [m, num_actions], a slice of `logits`."""
         ...

@@ -16,6 +16,15 @@ from autovla_rt.runtime.backends import Float
 
 PROVIDER = "CPUExecutionProvider"
 
+SPARE_POSITIONS = 1
+"""Behind the KV capacity, for the second row of a pass over the last position.
+
+A pass of one row takes other kernels (matrix-vector, single-query attention) than a pass of more,
+and rounds differently; in a quantized engine that flips integers and so whole logits by up to
+0.3 %. Passes of two rows and more agree bit for bit. So a quantized engine never runs one row: it
+repeats it, at about 1.4 times the cost of the matrix-vector kernel.
+"""
+
 
 def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
     """Open a graph on the CPU provider, and on nothing else.
@@ -69,7 +78,7 @@ class OrtLanguage:
         geometry = manifest.geometry.language
         self._capacity = manifest.kv_capacity
         self._length = 0
-        self._width = geometry.hidden_size
+        self._min_rows = 1 if manifest.precision.language == "fp32" else 2
         self._embeddings = np.load(bundle.path("embeddings.npy"), mmap_mode="r")
         self._action_weight = load_file(bundle.path("action_head.safetensors"))["weight"]
         self._head = open_session(bundle.path("text_head.onnx"), threads)
@@ -87,7 +96,8 @@ class OrtLanguage:
             value = ort.OrtValue.ortvalue_from_numpy(tables[name])
             self._binding.bind_ortvalue_input(f"{name}_cache", value)
             values.append(value)
-        shape = (1, geometry.num_key_value_heads, self._capacity, geometry.head_dim)
+        positions = self._capacity + SPARE_POSITIONS
+        shape = (1, geometry.num_key_value_heads, positions, geometry.head_dim)
         for layer in range(layers):
             for part in ("key", "value"):
                 value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
@@ -108,7 +118,8 @@ class OrtLanguage:
 
     def embed(self, token_ids: NDArray[np.int64]) -> Float:
         """Look up [k] token ids; only their rows are read from the mapped table."""
-        return self._embeddings[token_ids].astype(np.float32)
+        rows: Float = self._embeddings[token_ids].astype(np.float32)
+        return rows
 
     def extend(self, embeddings: Float) -> Float:
         """Append [k, hidden] embeddings in one pass; returns their [k, hidden] final states."""
@@ -119,18 +130,23 @@ class OrtLanguage:
                 f"the sequence needs {total} positions, the engine's KV cache holds "
                 f"{self._capacity}. Build with a larger --kv-capacity."
             )
-        hidden = np.empty((count, self._width), np.float32)
-        embeddings = np.ascontiguousarray(embeddings, np.float32)
+        if count < self._min_rows:
+            embeddings = np.repeat(embeddings, self._min_rows, axis=0)
+        hidden = self._pass(np.ascontiguousarray(embeddings, np.float32))
+        self._length = total
+        return hidden[:count]
+
+    def _pass(self, embeddings: Float) -> Float:
+        """Run the graph on [k, hidden]; what it writes beyond `length` is overwritten later."""
+        hidden = np.empty_like(embeddings)
         seqlens, total_length = self._lengths
-        seqlens[0], total_length[0] = total - 1, total
+        total_length[0] = self._length + embeddings.shape[0]
+        seqlens[0] = total_length[0] - 1
         self._binding.bind_cpu_input("embeddings", embeddings)
         self._binding.bind_cpu_input("seqlens_k", seqlens)
         self._binding.bind_cpu_input("total_sequence_length", total_length)
-        self._binding.bind_output(
-            "hidden", "cpu", 0, np.float32, hidden.shape, hidden.ctypes.data
-        )
+        self._binding.bind_output("hidden", "cpu", 0, np.float32, hidden.shape, hidden.ctypes.data)
         self._session.run_with_iobinding(self._binding)
-        self._length = total
         return hidden
 
     def truncate(self, length: int) -> None:

@@ -188,12 +188,39 @@ def test_arrays_of_anything_but_numbers_are_refused(array):
         load_array_pickle(pickle.dumps(array))
 
 
+class CraftedDtype:
+    """Pickles as the NumPy type of `code` with the given state."""
+
+    def __init__(self, code, *state):
+        self.code, self.state = code, state
+
+    def __reduce__(self):
+        return np.dtype, (self.code, False, True), self.state
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (3, "<", None, ("a",), {"a": (np.dtype("f4"), 0)}, 4, 1, 16),
+        (3, "<", (np.dtype("f4"), (2,)), None, None, 8, 1, 16),
+        (3, "O", None, None, None, -1, -1, 0),
+        (9, "<", None, None, None, -1, -1, 0),
+        (),
+    ],
+)
+def test_number_types_with_a_structure_are_refused(state):
+    with pytest.raises(CodebookError, match="structured or unknown NumPy type"):
+        load_array_pickle(pickle.dumps(CraftedDtype("f4", *state)))
+
+
 @pytest.mark.parametrize(
     "state",
     [
         (1, (3,), np.dtype("f4"), False, b"1234"),
         (1, (1 << 40,), np.dtype("f4"), False, b"1234"),
-        (1, (-1,), np.dtype("f4"), False, b"1234"),
+        (1, (-1, -1), np.dtype("f4"), False, b"1234"),
+        (1, (1,) * 100, np.dtype("f4"), False, b"1234"),
+        (1, (0, 1 << 70), np.dtype("f4"), False, b""),
         (1, (True,), np.dtype("f4"), False, b"1234"),
         (1, [1], np.dtype("f4"), False, b"1234"),
         (1, (1,), "f4", False, b"1234"),

@@ -291,19 +291,21 @@ def test_describe_refuses_missing_and_truncated_files(pickled, written):
         describe_codebook(written)
 
 
-def test_draw_paints_an_arrow_where_an_action_goes(written, tmp_path):
+def test_draw_paints_where_the_actions_go_and_their_headings(written, tmp_path):
     pytest.importorskip("matplotlib", reason="drawing needs the extra: plot")
-    straight = contour.pose_to_corners([[step, 0, 0] for step in range(10)])
-    turning = contour.pose_to_corners([[step, step / 2, 0.1 * step] for step in range(10)])
+    poses = np.array([[step, step % 3, 0.1 * step] for step in range(10)])
     pictures = []
-    for corners in (straight, np.concatenate([straight, turning])):
-        save_file({"corners": corners.astype(np.float32)}, written)
+    for factors in ([1, 1, 1], [1, -1, 1], [1, 1, -1]):
+        corners = contour.pose_to_corners(poses * factors).astype(np.float32)
+        save_file({"corners": corners}, written)
         draw_codebook(written, tmp_path / "codebook.png")
         with Image.open(tmp_path / "codebook.png") as picture:
             assert picture.format == "PNG"
             assert min(picture.size) >= 400
             pictures.append(np.asarray(picture.convert("RGB")))
-    assert (pictures[0] != pictures[1]).any()
+    original, mirrored_places, mirrored_headings = pictures
+    assert (original != mirrored_places).any()
+    assert (original != mirrored_headings).any()
 
 
 def test_draw_leaves_pyplot_alone(written, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,6 +206,22 @@ def test_local_variables_and_plain_text_contents_are_followed(edit: Edit) -> Non
     assert read_checkout(root).answer == read_checkout(CHECKOUT).answer
 
 
+def test_the_switch_is_the_same_wherever_it_is_asked(edit: Edit) -> None:
+    before = "        if not self.use_cot:\n            end = 'Move.'\n        else:\n"
+    edit(PROMPT, SWITCH, f"{before}            end = 'Then move.'\n{SWITCH}")
+    edit(PROMPT, '"Then move."', 'f"{end}"')
+    root = edit(PROMPT, "driver. Move.", 'driver. " + end + "')
+    recipe, expected = read_checkout(root), read_checkout(CHECKOUT)
+    assert recipe.prompt_cot == expected.prompt_cot
+    assert recipe.prompt_direct == expected.prompt_direct
+
+
+def test_conditions_on_other_variables_do_not_count_as_ways(edit: Edit) -> None:
+    splits = "".join(f"        if a{i}:\n            b{i} = compute({i})\n" for i in range(12))
+    recipe = read_checkout(edit(PROMPT, SWITCH, splits + SWITCH))
+    assert recipe.prompt_cot == read_checkout(CHECKOUT).prompt_cot
+
+
 # What it refuses
 
 LOWER = 'instruction = input_features["driving_command"].lower()'
@@ -220,7 +237,7 @@ PROMPT_SHAPES = {
     # name: (text of the fixture, what takes its place, part of the line that must be shown)
     "call": (ONE, '{"type": "text", "text": describe()}', "describe()"),
     "call in an f-string": (SPEED, 'f"It rolls at {round(velocity, 3)} m/s', "{round("),
-    "percent format": (THREE, '"Window %d." % 3', "% 3"),
+    "percent format": (THREE, '"Window %s." % "three"', '% "three"'),
     "str.format": (THREE, '"Window {}.".format(3)', ".format(3)"),
     "unknown variable": (SPEED, 'f"It rolls at {pace:.3f} m/s', "{pace"),
     "conversion": (SPEED, 'f"It rolls at {velocity!r} m/s', "{velocity!r}"),
@@ -289,6 +306,7 @@ PROMPT_SHAPES = {
     "image": ('"type": "video"', '"type": "image"', "{"),
     "unknown key of a part": (ONE, ONE[:-1] + ', "weight": 1}', "Window one"),
     "not lower-cased": (LOWER, LOWER[:-8], "Somebody says"),
+    "not lower-cased in a sum": (THREE, '"Now " + driving_command', "+ driving_command"),
     "upper-cased": (LOWER, LOWER[:-8] + ".upper()", ".upper()"),
     "instruction rewritten": (
         LOWER,
@@ -438,4 +456,7 @@ def test_a_text_of_endless_sums_is_refused(edit: Edit) -> None:
 
 def test_an_invalid_escape_in_the_source_is_no_warning(edit: Edit) -> None:
     root = edit(PROMPT, THREE, r'"Window \d"')
-    assert read_checkout(root).prompt_cot.user[5] == ("Window \\d",)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert read_checkout(root).prompt_cot.user[5] == ("Window \\d",)
+    assert not caught

@@ -126,7 +126,7 @@ def answer_format() -> AnswerFormat:
         direct=("<answer>\nThe planned motion is: ", actions, "\n</answer>"),
         fast=("<think>\nThis scene is an easy one, so I act.", close, actions, "\n</answer>"),
         slow=(
-            "<think>\nThis scene is a hard one, so I reflect.\n",
+            "<think>\nThis scene is a hard one, so I reflect on it.\n",
             reasoning,
             close,
             actions,

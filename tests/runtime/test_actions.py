@@ -144,8 +144,10 @@ def test_load_reads_what_was_saved(path):
 
 
 def test_load_refuses_another_length_and_names_both(path):
-    with pytest.raises(CodebookError, match=rf"codebook.safetensors.*2048.*{len(STEPS)}"):
-        Codebook.load(path, 2048)
+    for num_actions in (2048, len(STEPS) - 1, 1):
+        message = rf"codebook\.safetensors.*has {num_actions} action.*has {len(STEPS)} entries"
+        with pytest.raises(CodebookError, match=message):
+            Codebook.load(path, num_actions)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,23 @@ from hypothesis import strategies as st
 from autovla_rt.runtime.bytelevel import ends_mid_character, token_bytes
 
 
+@pytest.fixture(scope="module")
+def spelled(tokenizer):
+    """Normalise, encode, and spell the tokens' bytes (a function: hypothesis prints no tokenizer)."""
+
+    def spell(text):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert all(i < 151643 for i in ids)
+        normal = tokenizer.normalizer.normalize_str(text)
+        return normal.encode(), b"".join(token_bytes(tokenizer, i) for i in ids)
+
+    return spell
+
+
 @given(text=st.text())
-def test_token_bytes_of_encoded_text_are_its_utf8(tokenizer, text):
-    normal = tokenizer.normalizer.normalize_str(text)
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    if all(i < 151643 for i in ids):
-        assert b"".join(token_bytes(tokenizer, i) for i in ids) == normal.encode()
+def test_token_bytes_of_encoded_text_are_its_utf8(spelled, text):
+    expected, got = spelled(text)
+    assert got == expected
 
 
 def test_every_byte_is_spelled_by_one_token(tokenizer):

@@ -242,6 +242,14 @@ def test_a_prompt_without_room_for_the_plan_is_refused_before_any_pass(writes, g
     assert engine.calls == []
 
 
+def test_a_model_that_may_decide_needs_room_for_either_answer(writes, cot_grammar):
+    fast, slow = (len(PROMPT) + cot_grammar.positions(mode) for mode in ("fast", "slow"))
+    assert fast < slow
+    assert len(run(writes("fast", capacity=fast), cot_grammar, mode="fast").action_ids) == 10
+    with pytest.raises(CapacityError, match=f"needs {slow}"):
+        run(writes("fast", capacity=slow - 1), cot_grammar)
+
+
 # ---- whatever the logits ------------------------------------------------------------------------
 
 EXTREMES = {

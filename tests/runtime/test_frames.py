@@ -149,18 +149,31 @@ def test_exif_orientation_is_ignored_with_a_warning(tmp_path, reference, caplog,
     assert "orientation 6" in warnings[0]
 
 
-def test_upright_and_damaged_exif_pass_without_warning(tmp_path, caplog):
-    size = SIZES["4:3"]
+def test_upright_exif_passes_without_warning(tmp_path, caplog):
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = 1
-    picture = next(pictures(size, "RGB"))
-    upright, damaged = tmp_path / "upright.jpg", tmp_path / "damaged.jpg"
-    picture.save(upright, exif=exif)
-    picture.save(damaged, exif=b"Exif\0\0XX\x2a\0garbage")
-    np.testing.assert_array_equal(
-        prepare([upright] * 4, size), prepare([damaged, upright, damaged, upright], size)
-    )
+    upright = tmp_path / "upright.jpg"
+    next(pictures(SIZES["4:3"], "RGB")).save(upright, exif=exif)
+    prepare([upright] * 4, SIZES["4:3"])
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0XX\x2a\0garbage",
+        b"Exif\0\0MM\0*\0\0\0",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02x\0\0\0\0\0\0\0",
+    ],
+    ids=["no TIFF header", "cut short", "orientation is a text"],
+)
+def test_damaged_exif_does_not_reject_good_pixels(tmp_path, exif):
+    picture = next(pictures(SIZES["4:3"], "RGB"))
+    damaged = tmp_path / "damaged.png"
+    picture.save(damaged, exif=exif)
+    np.testing.assert_array_equal(
+        prepare([damaged] * 4, SIZES["4:3"]), prepare([picture] * 4, SIZES["4:3"])
+    )
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

@@ -124,21 +124,32 @@ def test_only_text_tokens_are_legal_in_reasoning(tokenizer, free, action_space):
     np.testing.assert_array_equal(free.legal_ids, np.flatnonzero(free.legal))
 
 
-def check_cut(tokenizer, free, head, ids):
-    """The text stays, the closing is whole, and neither the cache nor the actions are at risk."""
-    kept, closing = free.cut(ids)
-    text = free.text(ids)
-    expected = decode(tokenizer, head) + text + free.close_text
-    if not ids:
-        expected = decode(tokenizer, head) + free.close_text[1:]
-    assert decode(tokenizer, (*head, *ids[:kept], *closing)) == expected
-    forced_ids = (free.closer_id, *free.closing)
-    assert closing[-len(forced_ids) :] == forced_ids
-    assert free.closes((*ids[:kept], *closing[: -len(forced_ids)]), free.closer_id)
-    assert free.legal[list(closing)].all()
-    assert kept + len(closing) <= len(ids) + free.positions
-    assert len(ids) - kept <= MAX_ROLLBACK + 3
-    return kept, closing
+@pytest.fixture(scope="module")
+def check_cut(tokenizer, free, head):
+    """Cut and check: the text stays, the closing is whole, cache and actions are not at risk."""
+
+    def check(ids):
+        kept, closing = free.cut(ids)
+        text = free.text(ids)
+        begun = text or decode(tokenizer, ids).startswith("\n")
+        close = free.close_text if begun else free.close_text[1:]  # the opening's line end serves
+        expected = decode(tokenizer, head) + text + close
+        assert decode(tokenizer, (*head, *ids[:kept], *closing)) == expected
+        forced_ids = (free.closer_id, *free.closing)
+        assert closing[-len(forced_ids) :] == forced_ids
+        assert free.closes((*ids[:kept], *closing[: -len(forced_ids)]), free.closer_id)
+        assert free.legal[list(closing)].all()
+        assert kept + len(closing) <= len(ids) + free.positions
+        assert len(ids) - kept <= MAX_ROLLBACK + 3
+        return kept, closing
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def text_ids(tokenizer, free):
+    """Encode text into legal reasoning ids (a function: hypothesis prints no tokenizer)."""
+    return lambda text: [i for i in encode(tokenizer, text) if free.legal[i]]
 
 
 texts = st.one_of(
@@ -157,28 +168,28 @@ texts = st.one_of(
 @example(text="go <action_5>", end=100)
 @example(text="</tool_call>\n", end=100)
 @given(text=texts, end=st.integers(0, 60))
-def test_cutting_text_anywhere_keeps_it(tokenizer, free, head, text, end):
-    ids = [i for i in encode(tokenizer, text)[:end] if free.legal[i]]
-    check_cut(tokenizer, free, head, ids)
+def test_cutting_text_anywhere_keeps_it(check_cut, text_ids, text, end):
+    check_cut(text_ids(text)[:end])
 
 
 @quick
+@example(ids=[172])
 @given(ids=st.lists(st.one_of(st.integers(0, 255), st.integers(0, 151642)), max_size=30))
-def test_cutting_arbitrary_tokens_keeps_their_text(tokenizer, free, head, ids):
-    check_cut(tokenizer, free, head, ids)
+def test_cutting_arbitrary_tokens_keeps_their_text(check_cut, ids):
+    check_cut(ids)
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "turn <action_5>", "</tool_call>", "<|video_pad|>"])
-def test_text_that_spells_an_added_token_does_not_become_one(tokenizer, free, head, text):
+def test_text_that_spells_an_added_token_does_not_become_one(tokenizer, free, check_cut, text):
     spelled = [i for character in text for i in encode(tokenizer, character)]
-    kept, closing = check_cut(tokenizer, free, head, spelled)
+    kept, closing = check_cut(spelled)
     assert (kept, closing) == (len(spelled), free.joined)
 
 
-def test_text_outside_normal_form_is_not_changed(tokenizer, free, head):
+def test_text_outside_normal_form_is_not_changed(tokenizer, check_cut):
     decomposed = [*encode(tokenizer, "cafe"), *encode(tokenizer, "\u0301")]
     assert decode(tokenizer, decomposed) == "cafe\u0301"
-    check_cut(tokenizer, free, head, decomposed)
+    check_cut(decomposed)
 
 
 def test_a_cut_reads_as_the_tokenizer_writes(tokenizer, free, answer_format, head):
@@ -195,17 +206,17 @@ def test_a_cut_reads_as_the_tokenizer_writes(tokenizer, free, answer_format, hea
     assert (kept, tokenizer.id_to_token(closing[0])) == (len(full_stop) - 1, ".Ċ")
 
 
-def test_half_a_character_is_dropped(tokenizer, free, head):
+def test_half_a_character_is_dropped(tokenizer, free, check_cut):
     ids = encode(tokenizer, "see 𓂀")
     assert len(ids) > 3
-    check_cut(tokenizer, free, head, ids[:-1])
+    check_cut(ids[:-1])
     assert free.text(ids[:-1]) == "see "
     assert free.text(ids) == "see 𓂀"
 
 
-def test_a_long_uncommon_spelling_is_joined_instead_of_rolled_back(tokenizer, free, head):
+def test_a_long_uncommon_spelling_is_joined_instead_of_rolled_back(tokenizer, free, check_cut):
     spelled = [i for character in "reflecting deeply" for i in encode(tokenizer, character)]
-    kept, closing = check_cut(tokenizer, free, head, spelled)
+    kept, closing = check_cut(spelled)
     assert (kept, closing) == (len(spelled), free.joined)
 
 

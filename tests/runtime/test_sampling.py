@@ -148,6 +148,10 @@ def test_extreme_finite_logits_give_a_choice(sampling, logits):
     assert logits[chosen] > -math.inf
 
 
+def test_a_tiny_temperature_is_greedy_and_does_not_overflow():
+    assert choose(Sampling(temperature=1e-300), [1e38, 3e38, -3e38]) == 1
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])
 @pytest.mark.parametrize("logits", [[0, math.nan, 9], [0, math.inf], [-math.inf, -math.inf]])
 def test_unusable_logits_are_an_error_that_names_the_stage(sampling, logits):

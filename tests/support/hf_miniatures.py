@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from autovla_rt.config import Geometry, LanguageGeometry, VisionGeometry
+from autovla_rt.export.codebook import write_codebook
+from autovla_rt.kernels.contour import pose_to_corners
 
 VOCABULARY = 153_713
 ACTION_START = 151_665
@@ -105,16 +108,50 @@ def build_model(shape: Shape) -> Qwen2_5_VLForConditionalGeneration:
             elif "embed_tokens" in name:
                 tensor.copy_(noise * 2.0 / shape.hidden**0.5)
             else:
-                tensor.copy_(noise * 1.5 / tensor[0].numel() ** 0.5)
+                # The last layer of the merger is larger, so that a wrong GELU before it shows.
+                gain = 3.5 if name.endswith("merger.mlp.2.weight") else 1.5
+                tensor.copy_(noise * gain / tensor[0].numel() ** 0.5)
     return model
 
 
-def save_folder(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Save in the Hugging Face layout."""
-    model.save_pretrained(folder)
+def write_checkpoint(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Path, folder: Path, *, use_cot: bool
+) -> Path:
+    """Write the model as users hold it: Hugging Face folder, codebook and training YAML.
+
+    `processor` is the folder with the real tokenizer, action tokens added. Returns the YAML.
+    """
+    base = folder / "base"
+    model.save_pretrained(base)
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copy(processor / name, base / name)
+    write_codebook(random_codebook(np.random.default_rng(0)), folder / "codebook.safetensors")
+    config = folder / "config.yaml"
+    config.write_text(training_yaml(use_cot=use_cot))
+    return config
 
 
-def synthetic_patches(rng: np.random.Generator, grid: tuple[int, int, int]) -> np.ndarray:
-    """Normalised random patches [temporal, rows*columns, 1176]."""
-    frames, rows, columns = grid
-    return rng.standard_normal((frames, rows * columns, 1176)).astype(np.float32)
+def training_yaml(*, use_cot: bool) -> str:
+    return f"""
+model:
+  use_cot: {str(use_cot).lower()}
+  pretrained_model_path: base
+  codebook_cache_path: codebook.safetensors
+  trajectory: {{num_poses: 10, interval_length: 0.5, time_horizon: 5.0}}
+  tokens: {{action_start_id: {ACTION_START}, assistant_id: [151644, 77091]}}
+  video: {{min_pixels: 109760, max_pixels: 109760}}
+"""
+
+
+def random_codebook(rng: np.random.Generator) -> np.ndarray:
+    """2,048 plausible steps as corners [2048, 4, 2]."""
+    steps = np.stack(
+        [
+            rng.uniform(0, 8, VOCABULARY - ACTION_START),
+            rng.normal(0, 0.3, VOCABULARY - ACTION_START),
+            rng.normal(0, 0.1, VOCABULARY - ACTION_START),
+        ],
+        axis=1,
+    )
+    steps[0] = 0
+    return pose_to_corners(steps).astype(np.float32)

@@ -1,0 +1,27 @@
+"""Shared by all tests: the real Qwen2.5-VL processor files, with AutoVLA's action tokens."""
+
+import lzma
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer
+
+REPO = Path(__file__).resolve().parents[1]
+PROCESSOR = REPO.parent / "shared" / "qwen2.5-vl-processor"
+
+
+@pytest.fixture(scope="session")
+def qwen_processor(tmp_path_factory):
+    """A folder with the real tokenizer and processor settings, action tokens at 151665."""
+    if not PROCESSOR.is_dir():
+        pytest.skip(f"the real tokenizer is not at {PROCESSOR}")
+    folder = tmp_path_factory.mktemp("processor")
+    for path in PROCESSOR.iterdir():
+        shutil.copy(path, folder / path.name)
+    packed = folder / "tokenizer.json.xz"
+    tokenizer = Tokenizer.from_str(lzma.decompress(packed.read_bytes()).decode())
+    packed.unlink()
+    tokenizer.add_tokens([AddedToken(f"<action_{i}>", special=False) for i in range(2048)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

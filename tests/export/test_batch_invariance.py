@@ -1,0 +1,165 @@
+"""A token's result does not depend on what shares its pass, at any precision.
+
+Prefix KV, temporal cache, jump-forward and drafts rest on this. Float kernels may round differently
+for one row and for ten, so results are equal to rounding; a per-tensor activation scale would
+differ by a large part of the output.
+"""
+
+import zlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from autovla_rt.config import Camera, Geometry, LanguageGeometry, Precision, VisionGeometry
+from autovla_rt.export.emit.ort import emit_language, emit_vision
+from autovla_rt.export.graph.ort_linear import LINEARS, Int8Linear
+from autovla_rt.export.model_names import expected_shapes
+from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
+from autovla_rt.export.weight_source import ModelWeights
+from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
+
+GEOMETRY = Geometry(
+    vision=VisionGeometry(
+        depth=3,
+        hidden_size=128,
+        num_heads=2,
+        intermediate_size=208,  # divides by no int4 block, like the real 3420
+        out_hidden_size=256,
+        fullatt_block_indexes=(1,),
+    ),
+    language=LanguageGeometry(
+        hidden_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=64,
+        intermediate_size=384,
+        vocab_size=640,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        mrope_section=(8, 12, 12),
+        tie_word_embeddings=True,
+    ),
+)
+CAPACITY = 64
+CAMERA = Camera(name="front", grid=(2, 8, 10))
+ROUNDING = 2e-5
+
+
+class RandomWeights:
+    """A checkpoint whose tensors follow from their names; a few input channels are outliers."""
+
+    def __init__(self):
+        self._shapes = expected_shapes(GEOMETRY)
+
+    def shape(self, name):
+        return self._shapes[name]
+
+    def read_rows(self, name, start, stop):
+        shape = self._shapes[name]
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        values = rng.standard_normal(shape).astype(np.float32)
+        if "norm" in name or "ln_q" in name:
+            values = 1 + 0.1 * values
+            values[:3] *= 20
+        elif len(shape) > 1:
+            values *= 1.5 / np.sqrt(np.prod(shape[1:]))
+        return values[start:stop].astype(np.float32)
+
+
+class Bundle:
+    """The part of a bundle that the backend reads."""
+
+    def __init__(self, folder, precision):
+        self.precision = precision
+        self.folder = folder
+        self.manifest = self
+        self.geometry, self.kv_capacity, self.cameras = GEOMETRY, CAPACITY, (CAMERA,)
+
+    def path(self, name):
+        return self.folder / name
+
+
+class PerTensorInt8(Int8Linear):
+    """The mistake that these tests are there for: one activation scale for a whole pass."""
+
+    def _activation(self, graph, x):
+        axes = graph.constant("both_axes", np.array([0, 1], np.int64))
+        (largest,) = graph.node("ReduceMax", [graph.node("Abs", [x])[0], axes], keepdims=1)
+        (unit,) = graph.node("Div", [x, largest])
+        scale = graph.constant("activation_scale", np.array(1 / 127, np.float32))
+        zero = graph.constant("activation_zero_point", np.array(128, np.uint8))
+        return graph.node("QuantizeLinear", [unit, scale, zero])[0], largest
+
+
+@pytest.fixture(scope="module", params=[*LINEARS])
+def engines(request, tmp_path_factory):
+    return build_engines(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def build_engines(name, folder):
+    precision = Precision(vision=name, language=name)
+    weights = ModelWeights(RandomWeights(), tied=True, action_start_id=512)
+    emit_vision(weights, GEOMETRY, [CAMERA], precision, folder)
+    emit_language(weights, GEOMETRY, precision, folder)
+    cos, sin = rotary_tables(GEOMETRY, mrope_positions(GEOMETRY, [], CAPACITY + 1))
+    save_file({"cos": cos, "sin": sin}, folder / "rotary.safetensors")
+    bundle = Bundle(folder, precision)
+    return OrtVision(bundle), OrtLanguage(bundle)
+
+
+def test_a_per_tensor_scale_would_be_noticed(monkeypatch, tmp_path):
+    monkeypatch.setitem(LINEARS, "int8", lambda _block: PerTensorInt8())
+    with pytest.raises(AssertionError, match="Not equal"):
+        test_k_tokens_in_one_pass_equal_k_passes(build_engines("int8", tmp_path))
+
+
+def test_k_tokens_in_one_pass_equal_k_passes(engines):
+    _, language = engines
+    language.truncate(0)
+    rng = np.random.default_rng(0)
+    embeddings = language.embed(rng.integers(0, 640, 26))
+    # Massive activations in one row: a per-tensor scale would crush all others.
+    embeddings[20] *= 50
+    language.extend(embeddings[:16])
+    together = language.extend(embeddings[16:])
+    language.truncate(16)
+    alone = np.concatenate([language.extend(embeddings[i : i + 1]) for i in range(16, 26)])
+    assert np.abs(together).max() > 1
+    np.testing.assert_allclose(together, alone, rtol=0, atol=ROUNDING * np.abs(alone).max())
+
+
+def test_prefill_in_one_pass_equals_two(engines):
+    _, language = engines
+    language.truncate(0)
+    embeddings = language.embed(np.arange(40))
+    whole = language.extend(embeddings)
+    language.truncate(0)
+    split = np.concatenate([language.extend(embeddings[:23]), language.extend(embeddings[23:])])
+    np.testing.assert_allclose(whole, split, rtol=0, atol=ROUNDING * np.abs(split).max())
+
+
+def test_rollback_leaves_no_trace(engines):
+    _, language = engines
+    language.truncate(0)
+    embeddings = language.embed(np.arange(30))
+    expected = language.extend(embeddings)[-1]
+    language.truncate(10)
+    language.extend(embeddings[:15] * 7)
+    language.truncate(10)
+    np.testing.assert_allclose(
+        language.extend(embeddings[10:])[-1], expected, rtol=0, atol=ROUNDING * abs(expected).max()
+    )
+
+
+def test_one_temporal_patch_alone_equals_in_a_batch(engines):
+    vision, _ = engines
+    rng = np.random.default_rng(1)
+    patches = rng.standard_normal((6, 80, 1176)).astype(np.float32)
+    patches[3] *= 30
+    grid = CAMERA.grid[1:]
+    together = vision.encode(patches, grid)
+    alone = np.concatenate([vision.encode(patches[i : i + 1], grid) for i in range(6)])
+    assert np.abs(together).max() > 1
+    np.testing.assert_allclose(together, alone, rtol=0, atol=ROUNDING * np.abs(alone).max())

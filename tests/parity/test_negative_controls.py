@@ -1,0 +1,117 @@
+"""What a wrong detail would cost: each must exceed the parity tolerance at least tenfold.
+
+Without these, weights that make flat logits could hide a missing window or a wrong position.
+"""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from autovla_rt.bundle import load_bundle
+from autovla_rt.export.emit.ort import emit_rotary, emit_vision
+from autovla_rt.export.graph.ort import OrtOps
+from autovla_rt.export.open_model import ModelFiles, open_model
+from autovla_rt.export.passes.static_mrope import rotary_tables
+from autovla_rt.export.weight_source import ModelWeights
+from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
+from autovla_rt.runtime.trace import Trace
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 2e-4
+GRID = (16, 30)
+
+
+class Folder:
+    """A bundle whose files are looked up in another folder first."""
+
+    def __init__(self, bundle, folder):
+        self.manifest = bundle.manifest
+        self._bundle, self._folder = bundle, folder
+
+    def path(self, name):
+        replaced = self._folder / name
+        return replaced if replaced.exists() else self._bundle.path(name)
+
+
+@pytest.fixture
+def bundle(pair):
+    return load_bundle(pair.folder / "engine")
+
+
+@pytest.fixture
+def weights(pair, checkout):
+    model = open_model(
+        ModelFiles(pair.folder / "base", pair.folder / "config.yaml", recipe=checkout)
+    )
+    yield ModelWeights(model.checkpoint, tied=True, action_start_id=model.actions.action_start_id)
+    model.checkpoint.close()
+
+
+def vision_error(pair, bundle, weights, folder, vision):
+    """Largest difference from transformers of a tower described with a changed geometry."""
+    geometry = bundle.manifest.geometry.model_copy(update={"vision": vision})
+    camera = bundle.manifest.cameras[0]
+    emit_vision(weights, geometry, [camera], bundle.manifest.precision, folder)
+    rng = np.random.default_rng(0)
+    patches = rng.standard_normal((2, GRID[0] * GRID[1], 1176)).astype(np.float32)
+    actual = OrtVision(Folder(bundle, folder)).encode(patches, GRID)
+    with torch.no_grad():
+        (expected,) = pair.reference.model.get_video_features(
+            torch.from_numpy(patches.reshape(-1, 1176)), torch.tensor([[2, *GRID]])
+        )
+    return np.abs(actual.reshape(expected.shape) - expected.numpy()).max()
+
+
+def logits_error(pair, bundle, folder, driving_request):
+    """Largest difference from the right engine of one with other rotary tables."""
+    prompted = pair.planner._prompted(driving_request, Trace())
+    logits = []
+    for engine in (pair.planner._language, OrtLanguage(Folder(bundle, folder))):
+        logits.append(engine.logits(engine.extend(prompted.embeddings)[-1:])[0])
+    return np.abs(logits[0] - logits[1]).max()
+
+
+@pytest.fixture(autouse=True)
+def one_shape(request, pair):
+    if "gqa8-cot" not in request.node.name:
+        pytest.skip("one shape is enough for a negative control")
+
+
+def test_the_control_itself_is_within_tolerance(pair, bundle, weights, tmp_path):
+    vision = bundle.manifest.geometry.vision
+    assert vision_error(pair, bundle, weights, tmp_path, vision) < TOLERANCE
+
+
+def test_no_windows(pair, bundle, weights, tmp_path):
+    vision = bundle.manifest.geometry.vision
+    changed = vision.model_copy(update={"fullatt_block_indexes": tuple(range(vision.depth))})
+    assert vision_error(pair, bundle, weights, tmp_path, changed) > 10 * TOLERANCE
+
+
+def test_tanh_gelu_in_the_merger(pair, bundle, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(OrtOps, "gelu", lambda ops, x: ops.contrib("FastGelu", [x])[0])
+    vision = bundle.manifest.geometry.vision
+    assert vision_error(pair, bundle, weights, tmp_path, vision) > 10 * TOLERANCE
+
+
+def test_plain_rotary(pair, bundle, tmp_path, driving_request):
+    capacity = bundle.manifest.kv_capacity
+    plain = np.tile(np.arange(capacity + 1), (3, 1))
+    cos, sin = rotary_tables(bundle.manifest.geometry, plain)
+    save_file({"cos": cos, "sin": sin}, tmp_path / "rotary.safetensors")
+    assert logits_error(pair, bundle, tmp_path, driving_request) > 10 * TOLERANCE
+
+
+def test_four_tokens_per_second(pair, bundle, tmp_path, driving_request):
+    geometry = bundle.manifest.geometry
+    vision = geometry.vision.model_copy(update={"tokens_per_second": 4.0})
+    geometry = geometry.model_copy(update={"vision": vision})
+    path = tmp_path / "rotary.safetensors"
+    manifest = bundle.manifest
+    emit_rotary(geometry, bundle.prompt(), manifest.cameras, manifest.kv_capacity, path)
+    assert not np.array_equal(
+        load_file(path)["cos"], load_file(bundle.path("rotary.safetensors"))["cos"]
+    )
+    assert logits_error(pair, bundle, tmp_path, driving_request) > 10 * TOLERANCE

@@ -1,0 +1,74 @@
+"""The compiled fp32 engine against transformers: features, logits and free greedy answers."""
+
+import numpy as np
+import pytest
+import torch
+
+from autovla_rt.runtime.decode import generate
+from autovla_rt.runtime.sampling import Sampler, Sampling
+from autovla_rt.runtime.trace import Trace
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 2e-4
+
+
+def reference_features(pair, inputs):
+    with torch.no_grad():
+        features = pair.reference.model.get_video_features(
+            inputs["pixel_values_videos"], inputs["video_grid_thw"]
+        )
+    return torch.cat(features).numpy()
+
+
+def engine_features(pair, request):
+    planner = pair.planner
+    cameras = planner.bundle.manifest.cameras
+    patches = {c.name: planner._frames.patches(request.frames[c.name], c) for c in cameras}
+    features = planner._encode(patches)
+    return np.concatenate([features[c.name] for c in cameras])
+
+
+def test_vision_features_equal_transformers(pair, driving_request, reference_inputs):
+    expected = reference_features(pair, reference_inputs(pair, driving_request))
+    assert expected.std() > 1
+    actual = engine_features(pair, driving_request)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_prompt_ids_equal_the_chat_template(pair, driving_request, reference_inputs):
+    expected = reference_inputs(pair, driving_request)["input_ids"][0].numpy()
+    prompted = pair.planner._prompted(driving_request, Trace())
+    np.testing.assert_array_equal(prompted.ids, expected)
+
+
+def test_last_logits_equal_transformers(pair, driving_request, reference_inputs):
+    inputs = reference_inputs(pair, driving_request)
+    with torch.no_grad():
+        expected = pair.reference(**inputs).logits[0, -1].numpy()
+    assert expected.std() >= 1.5
+    planner = pair.planner
+    hidden = planner._language.extend(planner._prompted(driving_request, Trace()).embeddings)
+    actual = planner._language.logits(hidden[-1:])[0]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_64_greedy_tokens_equal_transformers(pair, driving_request, reference_inputs):
+    inputs = reference_inputs(pair, driving_request)
+    with torch.no_grad():
+        answer = pair.reference.generate(
+            **inputs, max_new_tokens=64, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+    expected = answer[0, inputs["input_ids"].shape[1] :].tolist()
+    planner = pair.planner
+    prompted = planner._prompted(driving_request, Trace())
+    actual = generate(
+        planner._language,
+        prompted.embeddings,
+        prompted.ids,
+        sampler=Sampler(Sampling()),
+        max_new_tokens=64,
+        end_token_ids=(),
+    )
+    assert len(expected) == 64
+    assert list(actual) == expected
