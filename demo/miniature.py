@@ -172,7 +172,7 @@ def train_tokenizer(rng: np.random.Generator) -> Tokenizer:
     # Without Qwen's split a BPE of so small a corpus would swallow whole phrases.
     tokenizer.pre_tokenizer = Sequence(
         [
-            
+            Split(Regex(QWEN_PRE_TOKENIZER), behavior="isolated"),
             ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

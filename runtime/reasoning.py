@@ -61,46 +61,30 @@ class Free:
     def cut(self, reasoning: Sequence[int]) -> tuple[int, Ids]:
         r"""End reasoning that was stopped anywhere, as the tokenizer would have written it.
 
-        An incomplete UTF-8 tail is dropped, and a line end that is already there serves as the
-        closing's own. Joining ids before a line end is not exact (`.` and `\n` are one token), so
-        text and closing are encoded together, and what the KV cache holds is kept up to where the
-        two agree. For ids that the tokenizer would not have chosen (sampling can draw them, or text
-        that spells an added token) this would roll back far or change the text: there the closing
-        is joined.
+        An incomplete UTF-8 tail is dropped. Behind a line end, which serves as the closing's own,
+        the closer is joined. Joining before a line end is not exact (`.` and `\n` are one token), so
+        there text and closing are encoded together, and what the KV cache holds is kept up to where
+        the two agree. For ids that the tokenizer would not have chosen (sampling can draw them, or
+        text that spells an added token) this would roll back far or change the text: they keep the
+        closing as encoded by itself.
 
         Returns:
             How many of the ids stay, and the ids that follow up to the first action. Together they
             are at most `positions` more than `reasoning`.
         """
-        whole = self._whole_characters(reasoning)
-        held = tuple(reasoning[:whole])
-        kept, closing = self._encoded(held)
-        if self._is_faithful(held, kept, closing):
-            return kept, closing
-        return whole, self._joined(held)
-
-    def _encoded(self, held: Ids) -> tuple[int, Ids]:
-        """Encode text and closing together; returns the common length and the rest."""
-        close = self.close_text[1:] if self._at_line_start(held) else self.close_text
-        encoded = self.tokenizer.encode(self._decode(held) + close, add_special_tokens=False).ids
-        differing = (i for i, (a, b) in enumerate(zip(held, encoded, strict=False)) if a != b)
-        kept = next(differing, min(len(held), len(encoded)))
-        return kept, tuple(encoded[kept:])
-
-    def _is_faithful(self, held: Ids, kept: int, closing: Ids) -> bool:
-        """Tell whether encoding kept the text, the legal ids, the positions and most of the KV."""
-        joined = self._joined(held)
-        forced = (self.closer_id, *self.closing)
-        return (
+        held = tuple(reasoning[: self._whole_characters(reasoning)])
+        if self._at_line_start(held):
+            return len(held), (self.closer_id, *self.closing)
+        text = self._decode(held) + self.close_text
+        encoded = tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        kept = _common_length(held, encoded)
+        is_exact = (
             len(held) - kept <= MAX_ROLLBACK
-            and kept + len(closing) <= len(held) + len(joined)
-            and closing[-len(forced) :] == forced
-            and all(self.legal[i] for i in closing[: -len(forced)])
-            and self._decode(held[:kept] + closing) == self._decode(held + joined)
+            and len(encoded) <= len(held) + self.positions
+            and all(self.legal[i] for i in encoded[kept:])
+            and self._decode(encoded) == text
         )
-
-    def _joined(self, held: Ids) -> Ids:
-        return (self.closer_id, *self.closing) if self._at_line_start(held) else self.joined
+        return (kept, encoded[kept:]) if is_exact else (len(held), self.joined)
 
     def _at_line_start(self, reasoning: Sequence[int]) -> bool:
         if not reasoning:
@@ -119,3 +103,8 @@ class Free:
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
+
+
+def _common_length(left: Ids, right: Ids) -> int:
+    shorter = min(len(left), len(right))
+    return next((i for i in range(shorter) if left[i] != right[i]), shorter)

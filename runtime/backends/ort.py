@@ -75,7 +75,6 @@ class OrtLanguage:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         manifest = bundle.manifest
-        geometry = manifest.geometry.language
         self._capacity = manifest.kv_capacity
         self._length = 0
         self._min_rows = 1 if manifest.precision.language == "fp32" else 2

@@ -322,6 +322,7 @@ ACTION = 'self.action_tokenizer(gt_action_idx[0]) + "\\n"'
 ANSWER_SHAPES = {
     "unknown suffix": ('f"{gt_cot}\\n"', 'f"{gt_cot}" + suffix + "\\n"', "+ suffix"),
     "unknown renderer": (ACTION, 'self.render(gt_action_idx[0]) + "\\n"', "self.render"),
+    "reasoning by key": ('f"{gt_cot}\\n"', "f'{gt_cot[\"text\"]}\\n'", '{gt_cot["text"]}'),
     "no actions": (ACTION, '"nowhere\\n"', "<think>"),
     "two fast answers": ("no need to ponder.", "no need at all.", "<think>"),
     "no slow answer": ('f"{gt_cot}\\n"', '"..."', "<think>"),
@@ -379,6 +380,17 @@ def test_a_prompt_that_depends_on_another_condition_is_refused(edit: Edit) -> No
     )
     message = refusal(edit(PROMPT, '"Then move."', "f'Then move.{order}'"))
     assert "the same text on every way with use_cot = True, found 2" in message
+
+
+def test_a_slot_that_one_way_assigns_otherwise_is_refused(edit: Edit) -> None:
+    edit(
+        PROMPT,
+        "        user_content = [",
+        "        if metric:\n            pass\n        else:\n            speed = miles()\n"
+        "        user_content = [",
+    )
+    root = edit(PROMPT, SPEED, SPEED.replace("velocity", "speed"))
+    assert_shows(refusal(root), root, PROMPT, "speed = miles()")
 
 
 def test_two_videos_are_refused(edit: Edit) -> None:

@@ -67,10 +67,11 @@ def vision_error(pair, bundle, weights, folder, vision):
 def logits_error(pair, bundle, folder, driving_request):
     """Largest difference from the right engine of one with other rotary tables."""
     prompted = pair.planner._prompted(driving_request, Trace())
-    logits = []
-    for engine in (pair.planner._language, OrtLanguage(Folder(bundle, folder))):
-        logits.append(engine.logits(engine.extend(prompted.embeddings)[-1:])[0])
-    return np.abs(logits[0] - logits[1]).max()
+    right, wrong = (
+        engine.logits(engine.extend(prompted.embeddings)[-1:])
+        for engine in (pair.planner._language, OrtLanguage(Folder(bundle, folder)))
+    )
+    return np.abs(right - wrong).max()
 
 
 @pytest.fixture(autouse=True)

@@ -218,6 +218,27 @@ def test_reasoning_is_closed_at_its_budget(
     assert sum(k for call, k in engine.calls if call == "truncate") <= 1
 
 
+@pytest.mark.parametrize("reasoning", ["Each pass\n    later", "see 𓂀𓂀"])
+def test_a_cut_forgets_what_the_cache_holds_too_much(
+    fake_engine, script, cot_grammar, tokenizer, answer_format, reasoning
+):
+    """After an indent, and inside a character of two tokens, a cut takes back two ids."""
+    plan = "<action_1>" * 10
+    answer = encode(tokenizer, render(answer_format.slow, actions=plan, reasoning=reasoning))
+    budget = 4 if "\n" in reasoning else len(encode(tokenizer, reasoning)) - 1
+    engine = fake_engine(script(PROMPT, answer))
+    decoded = run(engine, cot_grammar, thinking_token_budget=budget)
+    assert ("truncate", 1) in engine.calls
+    assert decoded.thinking_tokens == budget
+    text = render(
+        answer_format.slow,
+        actions="".join(f"<action_{i}>" for i in decoded.action_indices),
+        reasoning=decoded.reasoning,
+    )
+    assert decoded.output_ids == (*encode(tokenizer, text), END)
+    assert engine.history == list(PROMPT) + list(decoded.output_ids[: engine.length - len(PROMPT)])
+
+
 def test_a_full_cache_closes_the_reasoning_too(writes, cot_grammar):
     shortest = len(PROMPT) + cot_grammar.positions("slow")
     for spare in range(6):

@@ -179,11 +179,13 @@ def test_cutting_arbitrary_tokens_keeps_their_text(check_cut, ids):
     check_cut(ids)
 
 
-@pytest.mark.parametrize("text", ["<|im_end|>", "turn <action_5>", "</tool_call>", "<|video_pad|>"])
-def test_text_that_spells_an_added_token_does_not_become_one(tokenizer, free, check_cut, text):
-    spelled = [i for character in text for i in encode(tokenizer, character)]
-    kept, closing = check_cut(spelled)
-    assert (kept, closing) == (len(spelled), free.joined)
+@pytest.mark.parametrize(
+    "pieces", ["</ tool _call >", "< tool _call >", "< action _ 5 >", "< | im _end | >"]
+)
+def test_text_that_spells_an_added_token_does_not_become_one(tokenizer, free, check_cut, pieces):
+    spelled = [i for piece in pieces.split() for i in encode(tokenizer, piece)]
+    assert len(encode(tokenizer, pieces.replace(" ", ""))) == 1
+    assert check_cut(spelled) == (len(spelled), free.joined)
 
 
 def test_text_outside_normal_form_is_not_changed(tokenizer, check_cut):
@@ -265,9 +267,13 @@ def test_sentences_may_differ_in_more_than_the_choice(tokenizer, answer_format, 
     assert decode(tokenizer, grammar.opening) == "<think>\n"
     ids = (*grammar.opening, grammar.choice.slow_id, *grammar.branches["slow"][0].ids)
     assert decode(tokenizer, ids) == slow[0]
+    ends = [decode(tokenizer, grammar.branches[mode][-1].ids) for mode in ("fast", "slow")]
+    assert ends == ["\n</answer><|im_end|>", " end<|im_end|>"]
 
 
-@pytest.mark.parametrize(("start", "count"), [(151664, 2048), (151665, 2047), (151665, 2049)])
+@pytest.mark.parametrize(
+    ("start", "count"), [(151664, 2048), (151664, 2049), (151665, 2047), (151665, 2049)]
+)
 def test_action_tokens_elsewhere_are_refused(tokenizer, answer_format, start, count):
     with pytest.raises(CheckpointError, match=r"<action_0>.*tokens.action_start_id"):
         compiled(tokenizer, answer_format, ActionSpace(action_start_id=start, num_actions=count))
@@ -279,14 +285,14 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(answer_format, action_spa
 
 
 def test_a_small_vocabulary_without_merges_across_borders_compiles(answer_format):
-    """A tokenizer of single bytes and `</`: here a line end is always a token of its own."""
+    """Single bytes and `</`: a line end is a token of its own, a special one is in the base."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate([*alphabet, "</"])}
+    vocab = {token: i for i, token in enumerate([*alphabet, "</", "<|im_start|>"])}
     tokenizer = Tokenizer(models.BPE(vocab, [("<", "/")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     end = len(vocab)
-    tokenizer.add_special_tokens(["<|im_end|>"])
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens([AddedToken(f"<action_{i}>", special=False) for i in range(4)])
     space = ActionSpace(action_start_id=end + 1, num_actions=4, num_poses=6)
     grammar = compile_answer(

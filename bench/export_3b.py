@@ -1,0 +1,175 @@
+"""Export and plan at the real 3B geometry with random weights: seconds and peak memory.
+
+Writes checkpoints and bundles (about 40 GB) under a temporary folder and removes them. Every
+measured command is the command line in a process of its own; VmHWM (all resident pages, those of
+mapped files too) and the largest RssAnon are read from /proc while it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from random_checkpoint import GEOMETRY_3B, write_hf_folder, write_lightning
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer
+
+from autovla_rt.kernels.contour import pose_to_corners
+
+REPO = Path(__file__).resolve().parents[1]
+CLI = Path(sys.executable).with_name("autovla-rt")
+POLL_SECONDS = 0.02
+NUM_ACTIONS = 2048
+CONFIG = """
+model:
+  use_cot: true
+  pretrained_model_path: base
+  codebook_cache_path: codebook.safetensors
+  trajectory: {num_poses: 10, interval_length: 0.5, time_horizon: 5.0}
+  tokens: {action_start_id: 151665, assistant_id: [151644, 77091]}
+  video: {min_pixels: 109760, max_pixels: 109760}
+"""
+
+
+def main() -> None:
+    """Run every export and plan, print JSON lines and a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processor", type=Path, default=REPO / "../shared/qwen2.5-vl-processor")
+    parser.add_argument("--work", type=Path, help="parent of the temporary folder")
+    parser.add_argument("--precision", nargs="*", default=["int4", "int8"])
+    parser.add_argument("--checkpoint", nargs="*", default=["hf", "lightning"])
+    parser.add_argument("--plans", type=int, default=3)
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
+        folder = Path(work)
+        write_base(folder, arguments.processor)
+        for kind in arguments.checkpoint:
+            checkpoint = write_checkpoint(folder, kind)
+            for precision in arguments.precision:
+                row = {"checkpoint": kind, "precision": precision}
+                row |= measure_build(folder, checkpoint, precision)
+                row |= measure_plan(folder / "engine", arguments.plans)
+                print(json.dumps(row), flush=True)
+                rows.append(row)
+            remove(checkpoint)
+    print(table(rows))
+
+
+def write_base(folder: Path, processor: Path) -> None:
+    """Write what lies beside the weights: config, tokenizer, codebook, base folder."""
+    import lzma
+
+    base = folder / "base"
+    base.mkdir()
+    packed = processor / "tokenizer.json.xz"
+    tokenizer = Tokenizer.from_str(lzma.decompress(packed.read_bytes()).decode())
+    tokenizer.add_tokens([AddedToken(f"<action_{i}>", special=False) for i in range(NUM_ACTIONS)])
+    tokenizer.save(str(base / "tokenizer.json"))
+    settings = processor / "preprocessor_config.json"
+    (base / "preprocessor_config.json").write_bytes(settings.read_bytes())
+    rng = np.random.default_rng(0)
+    steps = rng.normal([3, 0, 0], [2, 0.3, 0.1], (NUM_ACTIONS, 3))
+    corners = pose_to_corners(steps).astype(np.float32)
+    save_file({"corners": corners}, folder / "codebook.safetensors")
+    (folder / "config.yaml").write_text(CONFIG)
+
+
+def write_checkpoint(folder: Path, kind: str) -> Path:
+    """Write a bf16 Hugging Face folder (its config.json serves as base) or a fp32 Lightning file."""
+    start = time.perf_counter()
+    if kind == "hf":
+        path = folder / "base"
+        write_hf_folder(path, GEOMETRY_3B, seed=0)
+    else:
+        path = folder / "model.ckpt"
+        write_lightning(path, GEOMETRY_3B, seed=0, layout="old")
+    print(f"wrote {kind} in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return path
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove the weights, keep config and tokenizer."""
+    for path in [checkpoint] if checkpoint.is_file() else checkpoint.glob("*.safetensors"):
+        path.unlink()
+
+
+def measure_build(folder: Path, checkpoint: Path, precision: str) -> dict[str, float]:
+    """Build an engine bundle."""
+    options = f"--config {folder}/config.yaml --recipe {REPO}/demo/recipe.toml"
+    command = f"build --checkpoint {checkpoint} --precision {precision} --out {folder}/engine"
+    measured, _ = measure(f"{command} {options}".split())
+    size = sum(path.stat().st_size for path in (folder / "engine").iterdir())
+    return {f"build_{key}": value for key, value in measured.items()} | {
+        "bundle_gib": size / 2**30
+    }
+
+
+def measure_plan(engine: Path, plans: int) -> dict[str, float]:
+    """Plan the demo scene `plans` times in fresh processes; medians."""
+    command = f"plan --frames {REPO}/calib_data/demo --mode fast --json --engine {engine}".split()
+    runs = [measure(command) for _ in range(plans + 1)][1:]
+    answers = [json.loads(output) for _, output in runs]
+    assert all(len(answer["action_tokens"]) == 10 for answer in answers)
+
+    def median(values: list[float]) -> float:
+        return float(np.median(values))
+
+    stages = answers[0]["stages_ms"]
+    return {
+        "plan_seconds": median([measured["seconds"] for measured, _ in runs]),
+        "plan_hwm_gib": median([measured["hwm_gib"] for measured, _ in runs]),
+        "plan_anon_gib": median([measured["anon_gib"] for measured, _ in runs]),
+        "request_seconds": median([sum(a["stages_ms"].values()) / 1e3 for a in answers]),
+        "forward_passes": answers[0]["forward_passes"],
+        **{f"{stage}_ms": median([a["stages_ms"][stage] for a in answers]) for stage in stages},
+    }
+
+
+def measure(command: list[str]) -> tuple[dict[str, float], str]:
+    """Run the command line; seconds, VmHWM and largest RssAnon in GiB, and its stdout."""
+    start = time.perf_counter()
+    with subprocess.Popen([CLI, *command], stdout=subprocess.PIPE, text=True) as process:
+        hwm = anon = 0
+        while process.poll() is None:
+            status = read_status(process.pid)
+            hwm, anon = max(hwm, status.get("VmHWM", 0)), max(anon, status.get("RssAnon", 0))
+            time.sleep(POLL_SECONDS)
+        assert process.stdout is not None
+        output = process.stdout.read()
+    if process.returncode != 0:
+        sys.exit(f"{command} ended with {process.returncode}")
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "hwm_gib": hwm / 2**20, "anon_gib": anon / 2**20}, output
+
+
+def read_status(pid: int) -> dict[str, int]:
+    """Memory lines of /proc/PID/status in KiB."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    """Markdown of all rows, with the machine."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", ""]
+    lines += ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
+    for row in rows:
+        cells = [f"{v:.2f}" if isinstance(v := row.get(k, ""), float) else str(v) for k in keys]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
