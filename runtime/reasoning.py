@@ -62,7 +62,7 @@ class Free:
         r"""End reasoning that was stopped anywhere, as the tokenizer would have written it.
 
         An incomplete UTF-8 tail is dropped. Behind a line end, which serves as the closing's own,
-        the closer is joined. Joining before a line end is not exact (`.` and `\n` are one token), so
+        the closer is joined. Joining before a line end is not exact (`.` and `\n` are one token):
         there text and closing are encoded together, and what the KV cache holds is kept up to where
         the two agree. For ids that the tokenizer would not have chosen (sampling can draw them, or
         text that spells an added token) this would roll back far or change the text: they keep the

@@ -49,10 +49,10 @@ def test_merges_what_torch_saved(torch_files, tiny_geometry, tmp_path, layout, d
 
 def test_merge_is_in_float32_for_narrow_types():
     base = np.full((1, 2), 1.0, ml_dtypes.bfloat16)
-    a, b = np.full((1, 2), 2.0**-6, np.float16), np.full((1, 1), 2.0**-6, np.float16)
+    a, b = (np.full(shape, 1 + 2.0**-10, np.float16) for shape in ((1, 2), (1, 1)))
     merged = merge_lora(base, a, b, 0.5)
     assert merged.dtype == np.float32
-    assert merged.tolist() == [[1 + 2.0**-13] * 2]
+    assert merged.tolist() == [[1 + 0.5 * (1 + 2.0**-10) ** 2] * 2]
 
 
 class TestSettings:

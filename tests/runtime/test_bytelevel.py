@@ -7,7 +7,7 @@ from autovla_rt.runtime.bytelevel import ends_mid_character, token_bytes
 
 @pytest.fixture(scope="module")
 def spelled(tokenizer):
-    """Normalise, encode, and spell the tokens' bytes (a function: hypothesis prints no tokenizer)."""
+    """Spell encoded text in bytes (a function, so that hypothesis prints no tokenizer)."""
 
     def spell(text):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
