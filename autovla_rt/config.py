@@ -74,7 +74,7 @@ class Geometry(Model):
 
 
 class Preprocessing(Model):
-    """How a frame becomes pixels: qwen-vl-utils' resize rule, then the processor's normalisation."""
+    """How a frame becomes numbers: qwen-vl-utils' resize, then the processor's normalisation."""
 
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
@@ -128,8 +128,8 @@ class AnswerFormat(Model):
     """The three answers that a checkpoint can give, as whole assistant texts.
 
     `direct` is the answer without chain of thought ({actions} only). `fast` and `slow` are the two
-    answers of a chain-of-thought checkpoint: `fast` closes the think block at once ({actions} only),
-    `slow` holds {reasoning} before {actions}.
+    answers of a chain-of-thought checkpoint: `fast` closes the think block at once ({actions}
+    only), `slow` holds {reasoning} before {actions}.
     """
 
     direct: Template
@@ -148,7 +148,7 @@ class Recipe(Model):
 
 
 class ActionSpace(Model):
-    """The action vocabulary: the last `num_actions` ids, `num_poses` of them per plan, `dt` s apart."""
+    """The action vocabulary: the last `num_actions` ids; a plan has `num_poses`, `dt` s apart."""
 
     action_start_id: int
     num_actions: int

@@ -84,7 +84,7 @@ def write_base(folder: Path, processor: Path) -> None:
 
 
 def write_checkpoint(folder: Path, kind: str) -> Path:
-    """Write a bf16 Hugging Face folder (its config.json serves as base) or a fp32 Lightning file."""
+    """Write a bf16 Hugging Face folder, whose config.json serves as base, or a fp32 .ckpt."""
     start = time.perf_counter()
     if kind == "hf":
         path = folder / "base"
@@ -108,9 +108,7 @@ def measure_build(folder: Path, checkpoint: Path, precision: str) -> dict[str, f
     command = f"build --checkpoint {checkpoint} --precision {precision} --out {folder}/engine"
     measured, _ = measure(f"{command} {options}".split())
     size = sum(path.stat().st_size for path in (folder / "engine").iterdir())
-    return {f"build_{key}": value for key, value in measured.items()} | {
-        "bundle_gib": size / 2**30
-    }
+    return {f"build_{key}": value for key, value in measured.items()} | {"bundle_gib": size / 2**30}
 
 
 def measure_plan(engine: Path, plans: int) -> dict[str, float]:

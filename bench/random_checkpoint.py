@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.config import Geometry, LanguageGeometry, VisionGeometry
-from autovla_rt.export.model_names import EMBEDDING, LM_HEAD, expected_shapes
+from autovla_rt.export.tensors.model_names import EMBEDDING, LM_HEAD, expected_shapes
 
 GEOMETRY_3B = Geometry(
     vision=VisionGeometry(

@@ -30,7 +30,7 @@ from tokenizers.trainers import BpeTrainer
 
 from autovla_rt.config import Geometry, LanguageGeometry, Preprocessing, VisionGeometry
 from autovla_rt.export.k_disk import k_disk
-from autovla_rt.export.model_names import EMBEDDING, expected_shapes
+from autovla_rt.export.tensors.model_names import EMBEDDING, expected_shapes
 from autovla_rt.kernels.contour import pose_to_corners
 
 RECIPE = Path(__file__).with_name("recipe.toml")

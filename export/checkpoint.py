@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from autovla_rt.config import Geometry
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.lightning_file import LightningFile
-from autovla_rt.export.lora import LoraSettings, find_lora_settings, merge_lora
-from autovla_rt.export.model_names import EMBEDDING, canonical_name, expected_shapes
-from autovla_rt.export.safetensors_file import (
+from autovla_rt.export.files.lightning_file import LightningFile
+from autovla_rt.export.files.safetensors_file import (
     INDEX_FILE,
     SINGLE_FILE,
     SafetensorsFile,
     ShardedSafetensors,
 )
-from autovla_rt.export.tensor_info import TensorInfo, TensorStore
-from autovla_rt.export.tensor_sources import Sources, capped, locate, verify
+from autovla_rt.export.tensors.lora import LoraSettings, find_lora_settings, merge_lora
+from autovla_rt.export.tensors.model_names import EMBEDDING, canonical_name, expected_shapes
+from autovla_rt.export.tensors.tensor_info import TensorInfo, TensorStore
+from autovla_rt.export.tensors.tensor_sources import Sources, capped, locate, verify
 
 
 class Checkpoint:

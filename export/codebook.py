@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from autovla_rt.errors import CodebookError, DependencyError, StorageError
 from autovla_rt.export import k_disk, recorded_driving
-from autovla_rt.export.array_pickle import PickledArray, load_array_pickle
+from autovla_rt.export.files.array_pickle import PickledArray, load_array_pickle
 from autovla_rt.kernels import contour
 
 FORMAT_VERSION = "1"

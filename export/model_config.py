@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from autovla_rt.config import Geometry, Preprocessing
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.json_file import JsonFile
+from autovla_rt.export.files.json_file import JsonFile
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 MODEL_TYPE = "qwen2_5_vl"

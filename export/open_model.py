@@ -12,7 +12,7 @@ from autovla_rt.export.checkpoint import Checkpoint, check_vocabulary, open_chec
 from autovla_rt.export.codebook import read_codebook
 from autovla_rt.export.model_config import read_geometry, read_preprocessing
 from autovla_rt.export.recipe import read_recipe
-from autovla_rt.export.recipe_checkout import PROMPT_FILE
+from autovla_rt.export.recipes.checkout import PROMPT_FILE
 from autovla_rt.export.tokenizer import end_token_ids, load_tokenizer
 from autovla_rt.export.training_config import TrainingConfig, read_training_config
 

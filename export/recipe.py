@@ -6,9 +6,9 @@ from pathlib import Path
 
 from autovla_rt.config import Recipe
 from autovla_rt.errors import RecipeError
-from autovla_rt.export.recipe_check import check_recipe
-from autovla_rt.export.recipe_checkout import read_checkout
-from autovla_rt.export.recipe_toml import read_toml, render_recipe
+from autovla_rt.export.recipes.check import check_recipe
+from autovla_rt.export.recipes.checkout import read_checkout
+from autovla_rt.export.recipes.toml import read_toml, render_recipe
 
 __all__ = ["check_recipe", "read_checkout", "read_recipe", "read_toml", "render_recipe"]
 

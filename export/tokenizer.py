@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.json_file import JsonFile
+from autovla_rt.export.files.json_file import JsonFile
 
 IM_END = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
@@ -102,8 +102,8 @@ def _check_actions(
     if absent := [text for text, token_id in ids.items() if token_id is None]:
         raise CheckpointError(
             f"{path}: {len(absent)} of {len(texts)} action tokens are not there, {absent[0]} "
-            "first.\nIf this is the base folder of a Lightning checkpoint, pass "
-            "add_action_tokens=True (training added them in memory); otherwise give the folder "
+            "first.\nIf this is the base model's tokenizer, pass --add-action-tokens (training added "
+            "them in memory); otherwise give the folder "
             "that was saved with the trained tokenizer."
         )
     for index, (text, token_id) in enumerate(ids.items()):

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.lora import LoraSettings, find_lora_settings
+from autovla_rt.export.tensors.lora import LoraSettings, find_lora_settings
 
 _HORIZON_TOLERANCE = 1e-6
 

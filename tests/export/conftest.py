@@ -15,7 +15,7 @@ import pytest
 from autovla_rt.config import Geometry, LanguageGeometry, VisionGeometry
 from autovla_rt.errors import CheckpointError
 from autovla_rt.export.checkpoint import Checkpoint, open_checkpoint
-from autovla_rt.export.lora import LoraSettings
+from autovla_rt.export.tensors.lora import LoraSettings
 
 ROOT = Path(__file__).parents[2]
 PROCESSOR = ROOT.parent / "shared" / "qwen2.5-vl-processor"

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from autovla_rt.config import Camera, Geometry, LanguageGeometry, Precision, VisionGeometry
 from autovla_rt.export.emit.ort import emit_language, emit_vision
 from autovla_rt.export.graph.ort_linear import LINEARS, Int8Linear
-from autovla_rt.export.model_names import expected_shapes
 from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
+from autovla_rt.export.tensors.model_names import expected_shapes
 from autovla_rt.export.weight_source import ModelWeights
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from autovla_rt.errors import CheckpointError
 from autovla_rt.export.checkpoint import check_vocabulary, open_checkpoint
-from autovla_rt.export.lora import LoraSettings
+from autovla_rt.export.tensors.lora import LoraSettings
 
 
 class TestHuggingFaceFolder:

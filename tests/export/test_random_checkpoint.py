@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from autovla_rt.export.checkpoint import open_checkpoint
-from autovla_rt.export.lora import LoraSettings
+from autovla_rt.export.tensors.lora import LoraSettings
 
 
 @pytest.mark.parametrize("layout", ["old", "new", "drivevla", "lora"])

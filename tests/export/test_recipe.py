@@ -9,7 +9,7 @@ import pytest
 from autovla_rt.config import Recipe, Slot, Video
 from autovla_rt.errors import AutovlaError, RecipeError
 from autovla_rt.export.recipe import read_checkout, read_recipe, read_toml, render_recipe
-from autovla_rt.export.recipe_check import opening, slots_of
+from autovla_rt.export.recipes.check import opening, slots_of
 
 CHECKOUT = Path(__file__).parent / "fixtures" / "checkout"
 DEMO = Path(__file__).parents[2] / "demo" / "recipe.toml"

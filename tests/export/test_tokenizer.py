@@ -67,7 +67,7 @@ def test_reads_a_trained_tokenizer_as_it_is(trained_folder, base):
 def test_a_base_tokenizer_says_what_to_pass(qwen_folder):
     message = refusal(qwen_folder)
     assert "2048 of 2048 action tokens are not there, <action_0> first" in message
-    assert "add_action_tokens=True" in message
+    assert "--add-action-tokens" in message
 
 
 def test_actions_elsewhere_are_refused(qwen_folder, trained_folder):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.lora import LoraSettings
+from autovla_rt.export.tensors.lora import LoraSettings
 from autovla_rt.export.training_config import read_training_config
 
 # The keys of the official training configs; further ones must not disturb.

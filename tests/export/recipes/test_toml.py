@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from autovla_rt.config import CAMERAS, AnswerFormat, Prompt, Recipe, Slot, Template, Video
 from autovla_rt.errors import RecipeError
-from autovla_rt.export.recipe_check import join_template
-from autovla_rt.export.recipe_toml import parse_template, parse_toml, read_toml, render_recipe
+from autovla_rt.export.recipes.check import join_template
+from autovla_rt.export.recipes.toml import parse_template, parse_toml, read_toml, render_recipe
 
-DEMO = Path(__file__).parents[2] / "demo" / "recipe.toml"
+DEMO = Path(__file__).parents[3] / "demo" / "recipe.toml"
 TOML = DEMO.read_text(encoding="utf-8")
 
 texts = st.text(max_size=12) | st.sampled_from(

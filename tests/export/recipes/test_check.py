@@ -9,10 +9,10 @@ import pytest
 
 from autovla_rt.config import Recipe, Slot, Template, Video
 from autovla_rt.errors import RecipeError
-from autovla_rt.export.recipe_check import check_recipe, join_template
-from autovla_rt.export.recipe_toml import read_toml
+from autovla_rt.export.recipes.check import check_recipe, join_template
+from autovla_rt.export.recipes.toml import read_toml
 
-RECIPE = read_toml(Path(__file__).parents[2] / "demo" / "recipe.toml")
+RECIPE = read_toml(Path(__file__).parents[3] / "demo" / "recipe.toml")
 ACTIONS, REASONING = Slot(slot="actions"), Slot(slot="reasoning")
 
 

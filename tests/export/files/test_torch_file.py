@@ -23,7 +23,7 @@ def test_missing_file(refusal, tiny_geometry, tmp_path):
 @pytest.mark.parametrize("kept", [0.2, 0.9, 0.9999])
 def test_truncated(refusal, path, tiny_geometry, kept):
     os.truncate(path, int(path.stat().st_size * kept))
-    assert "truncated" in refusal(path, tiny_geometry)
+    assert "directory at the file's end is unreadable" in refusal(path, tiny_geometry)
 
 
 @pytest.mark.parametrize("size", [0, 3])
@@ -35,7 +35,7 @@ def test_nearly_empty(refusal, path, tiny_geometry, size):
 def test_compressed(refusal, path, torch_files, tiny_geometry):
     members = torch_files.read_members(path)
     torch_files.write_members(path, members, zipfile.ZIP_DEFLATED)
-    assert "compressed" in refusal(path, tiny_geometry)
+    assert "is compressed or encrypted" in refusal(path, tiny_geometry)
 
 
 def test_repacked_without_compression_is_read(

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 from autovla_rt.config import AnswerFormat, Prompt, Recipe, Template
 from autovla_rt.errors import RecipeError
-from autovla_rt.export.recipe_check import check_answers, check_recipe, slots_of
-from autovla_rt.export.recipe_messages import MessageReader, node_of
-from autovla_rt.export.recipe_paths import follow
-from autovla_rt.export.recipe_source import SourceFile
-from autovla_rt.export.recipe_values import Text, Value
+from autovla_rt.export.recipes.check import check_answers, check_recipe, slots_of
+from autovla_rt.export.recipes.messages import MessageReader, node_of
+from autovla_rt.export.recipes.paths import follow
+from autovla_rt.export.recipes.source import SourceFile
+from autovla_rt.export.recipes.values import Text, Value
 
 PROMPT_FILE, PROMPT_CLASS, PROMPT_METHOD = "models/autovla.py", "AutoVLA", "get_prompt"
 ANSWER_FILE, ANSWER_METHOD = "dataset_utils/sft_dataset.py", "__getitem__"

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.safetensors_file import ShardedSafetensors
+from autovla_rt.export.files.safetensors_file import ShardedSafetensors
 
 
 def test_reports_missing_shards_and_a_wrong_index(
@@ -47,15 +47,19 @@ def test_reports_truncation(refusal, random_checkpoint, tiny_geometry, tmp_path)
     assert "git-lfs" in refusal(tmp_path, tiny_geometry)
 
 
-def test_reports_a_header_that_contradicts_itself(refusal, tiny_geometry, tmp_path):
-    for entry in (
-        b'{"dtype":"F32","shape":[2],"data_offsets":[0,4]}',
-        b'{"dtype":"F4","shape":[1],"data_offsets":[0,4]}',
-        b'{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}',
-        b"[]",
-    ):
-        header = b'{"model.norm.weight":' + entry + b"}"
-        (tmp_path / "model.safetensors").write_bytes(
-            len(header).to_bytes(8, "little") + header + bytes(8)
-        )
-        assert "model.norm.weight" in refusal(tmp_path, tiny_geometry)
+@pytest.mark.parametrize(
+    ("entry", "shown"),
+    [
+        ('{"dtype":"F32","shape":[2],"data_offsets":[0,4]}', "takes 8 bytes, but the header gives"),
+        ('{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}', "bytes -4 to 0"),
+        ('{"dtype":"F4","shape":[1],"data_offsets":[0,4]}', "a dtype among BF16"),
+        ('{"dtype":"F32","shape":[1]}', "Expected shape, data_offsets"),
+        ("[]", "the header entry of model.norm.weight is []"),
+    ],
+)
+def test_reports_a_header_that_contradicts_itself(refusal, tiny_geometry, tmp_path, entry, shown):
+    header = f'{{"model.norm.weight":{entry}}}'.encode()
+    (tmp_path / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(8)
+    )
+    assert shown in refusal(tmp_path, tiny_geometry)

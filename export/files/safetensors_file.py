@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.binary_file import BinaryFile
-from autovla_rt.export.tensor_info import TensorInfo
+from autovla_rt.export.files.binary_file import BinaryFile
+from autovla_rt.export.tensors.tensor_info import TensorInfo
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

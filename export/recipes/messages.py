@@ -6,9 +6,9 @@ import ast
 from collections.abc import Callable, Collection, Iterator
 
 from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA, Prompt, Slot, Template, Video
-from autovla_rt.export.recipe_check import check_prompt, join_template, slots_of
-from autovla_rt.export.recipe_source import SourceFile
-from autovla_rt.export.recipe_values import (
+from autovla_rt.export.recipes.check import check_prompt, join_template, slots_of
+from autovla_rt.export.recipes.source import SourceFile
+from autovla_rt.export.recipes.values import (
     SLOT_SOURCES,
     Frame,
     RawInstruction,

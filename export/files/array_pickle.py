@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.errors import AutovlaError, CodebookError
-from autovla_rt.export.unpickle import RestrictedUnpickler
+from autovla_rt.export.files.unpickle import RestrictedUnpickler
 
 _NUMBER_CODES: Final = frozenset(
     kind + size

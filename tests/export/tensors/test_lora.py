@@ -9,7 +9,7 @@ import torch
 
 from autovla_rt.errors import CheckpointError
 from autovla_rt.export.checkpoint import open_checkpoint
-from autovla_rt.export.lora import (
+from autovla_rt.export.tensors.lora import (
     LoraSettings,
     find_lora_settings,
     merge_lora,
@@ -89,7 +89,7 @@ class TestSettings:
         path = torch_files.save_lightning(tmp_path / "x.ckpt", lora_state[0], "autovla.vlm.")
         message = refusal(path, tiny_geometry)
         assert "8 layers hold LoRA weights" in message
-        assert "--lora-alpha" in message
+        assert "model.lora.alpha" in message
         assert "model.lora.alpha" in message
         assert "lora_alpha" in message
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autovla_rt.export.binary_file import BinaryFile
+from autovla_rt.export.files.binary_file import BinaryFile
 
 
 @dataclass(frozen=True)

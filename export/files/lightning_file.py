@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.binary_file import BinaryFile
-from autovla_rt.export.inert import plain
-from autovla_rt.export.tensor_info import TensorInfo
-from autovla_rt.export.torch_file import TensorRef, TorchFile
+from autovla_rt.export.files.binary_file import BinaryFile
+from autovla_rt.export.files.inert import plain
+from autovla_rt.export.files.torch_file import TensorRef, TorchFile
+from autovla_rt.export.tensors.tensor_info import TensorInfo
 
 
 class LightningFile:

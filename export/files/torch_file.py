@@ -21,10 +21,10 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.binary_file import BinaryFile
-from autovla_rt.export.inert import inert_globals
-from autovla_rt.export.tensor_info import TensorInfo
-from autovla_rt.export.unpickle import RestrictedUnpickler
+from autovla_rt.export.files.binary_file import BinaryFile
+from autovla_rt.export.files.inert import inert_globals
+from autovla_rt.export.files.unpickle import RestrictedUnpickler
+from autovla_rt.export.tensors.tensor_info import TensorInfo
 
 STORAGE_DTYPES: dict[str, np.dtype[np.generic]] = {
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autovla_rt.errors import CodebookError
-from autovla_rt.export.array_pickle import PickledArray, load_array_pickle
+from autovla_rt.export.files.array_pickle import PickledArray, load_array_pickle
 
 PROTOCOLS = range(6)
 

@@ -12,9 +12,9 @@ import pytest
 
 from autovla_rt.config import AnswerFormat, Prompt, Slot, Video
 from autovla_rt.errors import RecipeError
-from autovla_rt.export.recipe_checkout import read_checkout
+from autovla_rt.export.recipes.checkout import read_checkout
 
-CHECKOUT = Path(__file__).parent / "fixtures" / "checkout"
+CHECKOUT = Path(__file__).parents[1] / "fixtures" / "checkout"
 PROMPT, ANSWER = "models/autovla.py", "dataset_utils/sft_dataset.py"
 
 ACTIONS, REASONING = Slot(slot="actions"), Slot(slot="reasoning")

@@ -6,9 +6,9 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from autovla_rt.export.recipe_evaluator import Evaluator
-from autovla_rt.export.recipe_source import SourceFile, call_name, final_name, stored_names
-from autovla_rt.export.recipe_values import SLOT_OF_NAME, Unknown, Value
+from autovla_rt.export.recipes.evaluator import Evaluator
+from autovla_rt.export.recipes.source import SourceFile, call_name, final_name, stored_names
+from autovla_rt.export.recipes.values import SLOT_OF_NAME, Unknown, Value
 
 COT_SWITCHES = ("use_cot", "using_cot")
 """Attributes or variables that say whether a chain of thought is wanted."""

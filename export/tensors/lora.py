@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autovla_rt.errors import CheckpointError
 
 ALPHA_HINT = (
-    "Give --lora-alpha, or a training config with model.lora.use and model.lora.alpha "
+    "Give a training config with model.lora.use and model.lora.alpha "
     "(agent configs: use_lora and lora_alpha)."
 )
 

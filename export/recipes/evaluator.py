@@ -11,8 +11,8 @@ import ast
 from collections.abc import Callable, Iterator, Mapping
 
 from autovla_rt.config import Slot
-from autovla_rt.export.recipe_source import SourceFile, call_name
-from autovla_rt.export.recipe_values import (
+from autovla_rt.export.recipes.source import SourceFile, call_name
+from autovla_rt.export.recipes.values import (
     ACTION_RENDERERS,
     SLOT_OF_NAME,
     SLOT_SOURCES,

@@ -12,7 +12,7 @@ import numpy as np
 
 from autovla_rt.config import Geometry
 from autovla_rt.errors import CheckpointError
-from autovla_rt.export.lora import (
+from autovla_rt.export.tensors.lora import (
     A_SUFFIX,
     ALPHA_HINT,
     B_SUFFIX,
@@ -21,14 +21,14 @@ from autovla_rt.export.lora import (
     LoraSettings,
     adapted_modules,
 )
-from autovla_rt.export.model_names import (
+from autovla_rt.export.tensors.model_names import (
     EMBEDDING,
     IGNORED,
     LM_HEAD,
     canonical_name,
     expected_shapes,
 )
-from autovla_rt.export.tensor_info import TensorStore
+from autovla_rt.export.tensors.tensor_info import TensorStore
 
 WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 

@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 from autovla_rt.config import CAMERAS, AnswerFormat, Prompt, Recipe, Slot, Template, Video
 from autovla_rt.errors import RecipeError, StorageError
-from autovla_rt.export.recipe_check import check_recipe, join_template
+from autovla_rt.export.recipes.check import check_recipe, join_template
 
 SLOTS: tuple[str, ...] = get_args(Slot.model_fields["slot"].annotation)
 

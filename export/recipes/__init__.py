@@ -1,0 +1,1 @@
+"""Prompt and answer format, read from source code or TOML."""
