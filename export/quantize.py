@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 INT8_MAX = 127
 INT4_ZERO_POINT = 8
 
+SMALLEST_SCALE = np.finfo(np.float32).tiny
+"""Below it a scale has too few digits to divide by; such weights are as good as zero."""
+
 
 def int8_per_channel(
     rows: NDArray[np.float32],
@@ -18,7 +21,7 @@ def int8_per_channel(
         int8 [N, K] and its float32 scales [N]; weight = int8 * scale.
     """
     scale = np.abs(rows).max(axis=1) / np.float32(INT8_MAX)
-    scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+    scale = np.where(scale > SMALLEST_SCALE, scale, np.float32(1))
     quantized = np.rint(rows / scale[:, None])
     return quantized.astype(np.int8), scale
 
@@ -43,9 +46,10 @@ def int4_blockwise(
     high, low = grouped.max(axis=2), grouped.min(axis=2)
     extreme = np.where(high > -low, high, low)
     scale = extreme / np.float32(-INT4_ZERO_POINT)
+    scale = np.where(np.abs(scale) > SMALLEST_SCALE, scale, np.float32(0))
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
     codes = grouped * inverse[:, :, None]
     codes += np.float32(INT4_ZERO_POINT + 0.5)
     nibbles = np.clip(codes, 0, 15).astype(np.uint8)
     packed = nibbles[:, :, 0::2] | (nibbles[:, :, 1::2] << 4)
-    return packed, scale.astype(np.float32)
+    return packed, scale
