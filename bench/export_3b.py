@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer
 from autovla_rt.kernels.contour import pose_to_corners
 
 REPO = Path(__file__).resolve().parents[1]
-CLI = Path(sys.executable).with_name("autovla-rt")
+CLI = (sys.executable, "-m", "autovla_rt")
 POLL_SECONDS = 0.02
 NUM_ACTIONS = 2048
 CONFIG = """
@@ -135,7 +135,7 @@ def measure_plan(engine: Path, plans: int) -> dict[str, float]:
 def measure(command: list[str]) -> tuple[dict[str, float], str]:
     """Run the command line; seconds, VmHWM and largest RssAnon in GiB, and its stdout."""
     start = time.perf_counter()
-    with subprocess.Popen([CLI, *command], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*CLI, *command], stdout=subprocess.PIPE, text=True) as process:
         hwm = anon = 0
         while process.poll() is None:
             status = read_status(process.pid)

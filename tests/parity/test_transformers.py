@@ -13,6 +13,12 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 2e-4
 
 
+def report(what, actual, expected):
+    """Print the figure of bench/README.md (shown by pytest -rP)."""
+    error = np.abs(actual - expected).max()
+    print(f"{what}: largest error {error:.1e}, std of the reference {expected.std():.2f}")
+
+
 def reference_features(pair, inputs):
     with torch.no_grad():
         features = pair.reference.model.get_video_features(
@@ -33,6 +39,7 @@ def test_vision_features_equal_transformers(pair, driving_request, reference_inp
     expected = reference_features(pair, reference_inputs(pair, driving_request))
     assert expected.std() > 1
     actual = engine_features(pair, driving_request)
+    report("features", actual, expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
@@ -50,6 +57,7 @@ def test_last_logits_equal_transformers(pair, driving_request, reference_inputs)
     planner = pair.planner
     hidden = planner._language.extend(planner._prompted(driving_request, Trace()).embeddings)
     actual = planner._language.logits(hidden[-1:])[0]
+    report("logits", actual, expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
