@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import write_array_header_2_0
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from autovla_rt.config import Camera, CompiledPrompt, Geometry, Precision
 from autovla_rt.export.graph.language import language_model, text_head
@@ -54,7 +54,7 @@ def emit_language(
     _emit_embeddings(source, precision, folder / "embeddings.npy")
     start = source.shape(f"{TEXT_HEAD}.weight")[0]
     rows = source.rows(f"{HEAD}.weight", start, geometry.language.vocab_size)
-    save_file({"weight": rows}, folder / "action_head.safetensors")
+    (folder / "action_head.safetensors").write_bytes(save({"weight": rows}))
 
 
 def emit_rotary(
@@ -64,7 +64,7 @@ def emit_rotary(
     grids = {camera.name: camera.grid for camera in cameras}
     spans = [VideoSpan(video.start, grids[video.camera]) for video in prompt.videos]
     cos, sin = rotary_tables(geometry, mrope_positions(geometry, spans, capacity + 1))
-    save_file({"cos": cos, "sin": sin}, path)
+    path.write_bytes(save({"cos": cos, "sin": sin}))
 
 
 def _emit_embeddings(source: WeightSource, precision: Precision, path: Path) -> None:

@@ -15,15 +15,29 @@ from autovla_rt.kernels.action_head import action_logits
 from autovla_rt.runtime.backends import Float
 
 PROVIDER = "CPUExecutionProvider"
+CPUINFO = Path("/proc/cpuinfo")
 
-SPARE_POSITIONS = 1
-"""Behind the KV capacity, for the second row of a pass over the last position.
+ROW_MULTIPLE = 2
+"""Rows of a quantized engine's passes are padded to a multiple of this, by repeating the last one.
 
-A pass of one row takes other kernels (matrix-vector, single-query attention) than a pass of more,
-and rounds differently; in a quantized engine that flips integers and so whole logits by up to
-0.3 %. Passes of two rows and more agree bit for bit. So a quantized engine never runs one row: it
-repeats it, at about 1.4 times the cost of the matrix-vector kernel.
+A single row takes other kernels (matrix-vector, single-query attention) and so does, with AVX-512,
+the last row of an odd number. They round differently, which in a quantized engine flips integers
+and moves final hidden states by 0.3 %. Even numbers of rows agree bit for bit, on AVX2 and on
+AVX-512 VNNI. A pass of one token costs about 1.4 times as much.
 """
+
+SPARE_POSITIONS = ROW_MULTIPLE - 1
+"""Behind the KV capacity, for the repeated row of a pass that ends at the last position."""
+
+
+def int8_kernels_saturate(cpuinfo: str) -> bool:
+    """Whether ONNX Runtime's uint8 x int8 kernels add products in 16 bits on this CPU.
+
+    They do on x86 without VNNI: full-range operands come out up to 18 % wrong. `cpuinfo` is the
+    text of /proc/cpuinfo; ARM lists "Features", not "flags".
+    """
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    return bool(flags) and "vnni" not in flags
 
 
 def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
@@ -35,9 +49,10 @@ def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
-    # Without VNNI, uint8 x int8 kernels saturate in 16 bits: 18 % off in the worst case. With this
-    # entry such CPUs compute in uint8 x uint8, exactly and as fast; others ignore it.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if int8_kernels_saturate(CPUINFO.read_text() if CPUINFO.exists() else ""):
+        # Compute in uint8 x uint8: exact, and there as fast. Never on a CPU with VNNI, which would
+        # lose a factor of six.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = ort.InferenceSession(str(path), options, providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime raises its own unrelated classes
@@ -77,7 +92,7 @@ class OrtLanguage:
         manifest = bundle.manifest
         self._capacity = manifest.kv_capacity
         self._length = 0
-        self._min_rows = 1 if manifest.precision.language == "fp32" else 2
+        self._row_multiple = 1 if manifest.precision.language == "fp32" else ROW_MULTIPLE
         self._embeddings = np.load(bundle.path("embeddings.npy"), mmap_mode="r")
         self._action_weight = load_file(bundle.path("action_head.safetensors"))["weight"]
         self._head = open_session(bundle.path("text_head.onnx"), threads)
@@ -129,8 +144,8 @@ class OrtLanguage:
                 f"the sequence needs {total} positions, the engine's KV cache holds "
                 f"{self._capacity}. Build with a larger --kv-capacity."
             )
-        if count < self._min_rows:
-            embeddings = np.repeat(embeddings, self._min_rows, axis=0)
+        if padding := -count % self._row_multiple:
+            embeddings = np.concatenate([embeddings, np.repeat(embeddings[-1:], padding, axis=0)])
         hidden = self._pass(np.ascontiguousarray(embeddings, np.float32))
         self._length = total
         return hidden[:count]

@@ -112,20 +112,21 @@ def build_engines(name, folder):
 def test_a_per_tensor_scale_would_be_noticed(monkeypatch, tmp_path):
     monkeypatch.setitem(LINEARS, "int8", lambda _block: PerTensorInt8())
     with pytest.raises(AssertionError, match="Not equal"):
-        test_k_tokens_in_one_pass_equal_k_passes(build_engines("int8", tmp_path))
+        test_k_tokens_in_one_pass_equal_k_passes(build_engines("int8", tmp_path), 10)
 
 
-def test_k_tokens_in_one_pass_equal_k_passes(engines):
+@pytest.mark.parametrize("count", [2, 7, 10])
+def test_k_tokens_in_one_pass_equal_k_passes(engines, count):
     _, language = engines
     language.truncate(0)
     rng = np.random.default_rng(0)
-    embeddings = language.embed(rng.integers(0, 640, 26))
+    embeddings = language.embed(rng.integers(0, 640, 16 + count))
     # Massive activations in one row: a per-tensor scale would crush all others.
-    embeddings[20] *= 50
+    embeddings[17] *= 50
     language.extend(embeddings[:16])
     together = language.extend(embeddings[16:])
     language.truncate(16)
-    alone = np.concatenate([language.extend(embeddings[i : i + 1]) for i in range(16, 26)])
+    alone = np.concatenate([language.extend(embeddings[i : i + 1]) for i in range(16, 16 + count)])
     assert np.abs(together).max() > 1
     np.testing.assert_allclose(together, alone, rtol=0, atol=ROUNDING * np.abs(alone).max())
 
