@@ -20,8 +20,8 @@ def int8_per_channel(
     Returns:
         int8 [N, K] and its float32 scales [N]; weight = int8 * scale.
     """
-    scale = np.abs(rows).max(axis=1) / np.float32(INT8_MAX)
-    scale = np.where(scale > SMALLEST_SCALE, scale, np.float32(1))
+    scale: NDArray[np.float32] = np.abs(rows).max(axis=1) / np.float32(INT8_MAX)
+    scale[scale <= SMALLEST_SCALE] = 1
     quantized = np.rint(rows / scale[:, None])
     return quantized.astype(np.int8), scale
 
@@ -45,8 +45,8 @@ def int4_blockwise(
     grouped = rows.reshape(count, blocks, block)
     high, low = grouped.max(axis=2), grouped.min(axis=2)
     extreme = np.where(high > -low, high, low)
-    scale = extreme / np.float32(-INT4_ZERO_POINT)
-    scale = np.where(np.abs(scale) > SMALLEST_SCALE, scale, np.float32(0))
+    scale: NDArray[np.float32] = extreme / np.float32(-INT4_ZERO_POINT)
+    scale[np.abs(scale) <= SMALLEST_SCALE] = 0
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
     codes = grouped * inverse[:, :, None]
     codes += np.float32(INT4_ZERO_POINT + 0.5)
