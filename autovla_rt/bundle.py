@@ -1,22 +1,20 @@
-"""The engine bundle: a folder with a manifest, written atomically and verified on loading.
+"""The engine bundle: a folder with a manifest, verified on loading.
 
-The manifest `engine.json` holds the size and sha256 of every other file. Hashes are checked on the
-first load and remembered by inode, size and modification time; `verify=True` repeats the check.
+The manifest `engine.json` is sealed and holds the size and sha256 of every other file. Hashes are
+checked on the first load and remembered by inode, size and modification time; `verify=True` repeats
+the check.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from autovla_rt import __version__
 from autovla_rt.config import (
@@ -30,10 +28,13 @@ from autovla_rt.config import (
     Recipe,
 )
 from autovla_rt.errors import BundleError, StorageError
+from autovla_rt.output_file import write_file
 
 FORMAT_VERSION = 1
 MANIFEST = "engine.json"
 HASH_CHUNK = 4 << 20
+
+Schema = TypeVar("Schema", bound=Model)
 
 
 class FileRecord(Model):
@@ -70,6 +71,16 @@ class Manifest(Model):
     library_versions: dict[str, str]
     notes: tuple[str, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)
+    seal: str = ""
+    """`manifest_seal` of the rest."""
+
+    @field_validator("files")
+    @classmethod
+    def _stay_in_the_folder(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            if name in ("", ".", "..", MANIFEST) or not {"/", "\0"}.isdisjoint(name):
+                raise ValueError(f"expected names of files beside {MANIFEST}, got {name!r}")
+        return files
 
 
 class Bundle:
@@ -96,11 +107,15 @@ class Bundle:
 
     def recipe(self) -> Recipe:
         """Prompt and answer format."""
-        return Recipe.model_validate_json(self.path("recipe.json").read_bytes())
+        return self._read("recipe.json", Recipe)
 
     def prompt(self) -> CompiledPrompt:
         """The compiled prompt."""
-        return CompiledPrompt.model_validate_json(self.path("prompt.json").read_bytes())
+        return self._read("prompt.json", CompiledPrompt)
+
+    def _read(self, name: str, schema: type[Schema]) -> Schema:
+        path = self.path(name)
+        return _validated(schema, path.read_bytes(), path)
 
 
 def load_bundle(folder: Path, *, verify: bool = False) -> Bundle:
@@ -115,7 +130,7 @@ def load_bundle(folder: Path, *, verify: bool = False) -> Bundle:
     except OSError as error:
         raise BundleError(
             f"{folder}: expected an engine bundle with {MANIFEST}, got: {error.strerror}.\n"
-            "Build one with `make engine`, or pass --engine the folder that `autovla-rt build` wrote."
+            "Build one with `make engine`, or name the folder that `autovla-rt build` wrote."
         ) from error
     manifest = _parse(manifest_path, raw)
     identity = hashlib.sha256(raw).hexdigest()
@@ -123,25 +138,62 @@ def load_bundle(folder: Path, *, verify: bool = False) -> Bundle:
     return Bundle(folder, manifest, identity)
 
 
+def manifest_seal(content: dict[str, Any]) -> str:
+    """sha256 of a manifest's content without its seal, as JSON with sorted keys and no spaces."""
+    rest = {key: value for key, value in content.items() if key != "seal"}
+    return hashlib.sha256(
+        json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
+
+
+def manifest_identity(folder: Path) -> str | None:
+    """sha256 of a folder's manifest now; None where there is none."""
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 def _parse(path: Path, raw: bytes) -> Manifest:
     try:
         content = json.loads(raw)
-        version = content["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(
-            f"{path}: expected a JSON manifest with format_version, got {error!r}. "
+            f"{path}: expected a manifest in JSON, got something else ({error}).\n"
             "The file is damaged: copy or build the bundle again."
-        ) from error
+        ) from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise BundleError(
+            f"{path}: expected a JSON object with a format_version, got none.\n"
+            "This is no manifest of autovla-rt, or a damaged one: copy or build the bundle again."
+        )
     if version != FORMAT_VERSION:
         raise BundleError(
             f"{path}: expected format version {FORMAT_VERSION} (autovla-rt {__version__}), got "
             f"{version} (written by autovla-rt {content.get('autovla_rt_version', 'unknown')}).\n"
             "Install that version of autovla-rt, or build the bundle again with this one."
         )
+    manifest = _validated(Manifest, raw, path)
+    if (seal := manifest_seal(content)) != manifest.seal:
+        raise BundleError(
+            f"{path}: expected the seal {manifest.seal or '(none)'}, got {seal}.\n"
+            "The manifest was altered or damaged: copy or build the bundle again."
+        )
+    return manifest
+
+
+def _validated(schema: type[Schema], raw: bytes, path: Path) -> Schema:
     try:
-        return Manifest.model_validate(content)
+        return schema.model_validate_json(raw)
     except ValidationError as error:
-        raise BundleError(f"{path}: the manifest does not fit its schema:\n{error}") from error
+        faults = "\n".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise BundleError(
+            f"{path}: does not fit its schema:\n{faults}\n"
+            "The file is damaged or was edited: copy or build the bundle again."
+        ) from None
 
 
 def _check_files(folder: Path, manifest: Manifest, identity: str, verify: bool) -> None:
@@ -161,25 +213,37 @@ def _check_files(folder: Path, manifest: Manifest, identity: str, verify: bool) 
                 "The file was truncated or replaced: copy or build the bundle again."
             )
         stamps[name] = [status.st_ino, status.st_size, status.st_mtime_ns]
-    memory = _memory_path(identity)
+    memory = _memory_path(folder, identity)
     if not verify and _remembered(memory) == stamps:
         return
     for name, record in manifest.files.items():
-        digest = sha256_of(folder / name)
+        digest = _digest(folder / name)
         if digest != record.sha256:
             raise BundleError(
                 f"{folder / name}: expected sha256 {record.sha256}, got {digest}. "
                 "The file was altered or damaged: copy or build the bundle again."
             )
     # A read-only or full home directory only costs the next load its time.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, StorageError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        memory.write_text(json.dumps(stamps))
+        write_file(memory, json.dumps(stamps).encode())
 
 
-def _memory_path(identity: str) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "autovla-rt" / "verified" / f"{identity}.json"
+def _memory_path(folder: Path, identity: str) -> Path:
+    """Copies of a bundle are remembered apart: inodes mean nothing on another file system."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+    return Path(cache) / "autovla-rt" / "verified" / f"{identity[:32]}-{place[:32]}.json"
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise BundleError(
+            f"{path}: expected a readable file, got: {error.strerror}. "
+            "Check its permissions and the disk, or copy the bundle again."
+        ) from error
 
 
 def _remembered(path: Path) -> Any:
@@ -196,117 +260,3 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(HASH_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def bundle_writer(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that replaces it when the block ends without error.
-
-    Call `seal` inside the block. The old bundle stays loadable until the exchange, and whatever
-    fails, a process killed or a disk full, leaves it as it was.
-
-    Raises:
-        StorageError: `folder` is something else than a bundle, or the file system refused.
-    """
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
-        raise StorageError(
-            f"{folder}: expected an engine bundle or a new folder, got a folder without "
-            f"{MANIFEST}. It was not touched: choose another --out."
-        )
-    with _replacing(folder) as building:
-        yield building
-
-
-@contextlib.contextmanager
-def folder_writer(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `folder`, which must be new or empty, when all went well.
-
-    Raises:
-        StorageError: there is something in `folder`, or the file system refused.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        raise StorageError(
-            f"{folder}: expected a new or empty folder. It was not touched: choose another --out."
-        )
-    with _replacing(folder) as building:
-        yield building
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
-        building = folder.parent / f".{folder.name}.building-{os.getpid()}"
-        building.mkdir()
-    except OSError as error:
-        raise storage_error(folder, error) from error
-    try:
-        yield building
-        _replace(building, folder)
-    except OSError as error:
-        raise storage_error(folder, error) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def storage_error(folder: Path, error: OSError) -> StorageError:
-    """Say what the file system refused."""
-    where = error.filename or folder
-    return StorageError(
-        f"{where}: writing the bundle failed: {error.strerror or error}. "
-        f"Nothing was changed in {folder}. Free space or choose another --out."
-    )
-
-
-def seal(building: Path, manifest: Manifest) -> None:
-    """Hash and sync every file, then write the manifest."""
-    files = {}
-    for path in sorted(building.iterdir()):
-        files[path.name] = FileRecord(size=path.stat().st_size, sha256=sha256_of(path))
-        _sync(path)
-    sealed = manifest.model_copy(update={"files": files})
-    path = building / MANIFEST
-    path.write_text(sealed.model_dump_json(indent=1) + "\n")
-    _sync(path)
-    _sync(building)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what builds that were killed left beside `folder`."""
-    for path in folder.parent.glob(f".{folder.name}.building-*"):
-        if not Path(f"/proc/{path.name.rpartition('-')[2]}").exists():
-            shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-AT_FDCWD = -100
-RENAME_EXCHANGE = 2
-
-
-def _replace(building: Path, folder: Path) -> None:
-    """Put `building` in the place of `folder`, atomically where the kernel can exchange names."""
-    if not folder.exists():
-        building.rename(folder)
-    elif not _exchange(building, folder):
-        retired = building.with_name(f"{building.name}.old")
-        folder.rename(retired)
-        building.rename(folder)
-        shutil.rmtree(retired)
-    _sync(folder.parent)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names in one step; false where the platform or file system cannot."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:
-        return False
-    result = rename(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE)
-    return bool(result == 0)

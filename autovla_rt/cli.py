@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import importlib.util
+import io
 import json
 import logging
-import os
+import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autovla_rt.errors import AutovlaError, InputError, StorageError
+from autovla_rt import __version__
+from autovla_rt.errors import AutovlaError, DependencyError, InputError
+from autovla_rt.output_file import require_writable, write_file
 
 if TYPE_CHECKING:
     from autovla_rt.export.build import Model, Settings
@@ -32,6 +35,7 @@ app = typer.Typer(
     name="autovla-rt",
     help="Compile AutoVLA driving models for edge devices, and run them there.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     epilog=(
         "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 input, 4 checkpoint, 5 recipe, "
@@ -43,6 +47,10 @@ app.add_typer(codebook_app, name="codebook")
 
 DEFAULT_ENGINE = Path("engines/demo")
 DEFAULT_FRAME_SIZE = ("1920x1080",)
+SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
+
+EXTRAS = {"onnx": "export", "ml_dtypes": "export", "yaml": "export", "matplotlib": "plot"}
+"""Library -> extra of the package that installs it."""
 
 
 class Mode(enum.StrEnum):
@@ -90,13 +98,33 @@ Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
 FrameSize = Annotated[
     list[str] | None,
     typer.Option(
-        help="WIDTHxHEIGHT of the frames, or CAMERA=WIDTHxHEIGHT for one camera [1920x1080]."
+        help="WIDTHxHEIGHT of all frames, or CAMERA=WIDTHxHEIGHT of one camera's; repeatable "
+        "[1920x1080]."
     ),
 ]
-Capacity = Annotated[int, typer.Option(help="Sequence positions of the KV cache.")]
-Out = Annotated[Path, typer.Option(help="Folder to write.", show_default=False)]
+Capacity = Annotated[int, typer.Option(min=1, help="Sequence positions of the KV cache.")]
+Out = Annotated[
+    Path, typer.Option(help="Folder to write; a bundle is replaced.", show_default=False)
+]
+NewFolder = Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)]
 Engine = Annotated[Path, typer.Option(help="Engine bundle.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"autovla-rt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Hold the options of no command."""
 
 
 @app.command()
@@ -104,7 +132,7 @@ def export(
     part: Annotated[Part, typer.Argument(help="What to export.", show_default=False)],
     checkpoint: Checkpoint,
     config: Config,
-    out: Out,
+    out: NewFolder,
     base: Base = None,
     codebook: CodebookFile = None,
     recipe: RecipeFile = None,
@@ -116,13 +144,13 @@ def export(
     kv_capacity: Capacity = 2048,
 ) -> None:
     """Export the vision encoder or the language backbone as ONNX, without a bundle around it."""
-    from autovla_rt.bundle import folder_writer
+    from autovla_rt.bundle_writer import folder_writer
     from autovla_rt.export.build import Settings, camera_layout, export_language, export_vision
     from autovla_rt.export.open_model import ModelFiles
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens)
     sizes = _frame_sizes(frame_size)
-    settings = Settings(out.name, target, precision, int4_block, kv_capacity, sizes)
+    settings = Settings(out.resolve().name, target, precision, int4_block, kv_capacity, sizes)
     with _opened(files, settings) as model, folder_writer(out) as folder:
         cameras = camera_layout(model, settings)
         if part in (Part.vision, Part.all):
@@ -156,7 +184,9 @@ def build(
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens)
     sizes, notes = _frame_sizes(frame_size), tuple(note or ())
-    settings = Settings(out.name, target, precision, int4_block, kv_capacity, sizes, notes)
+    settings = Settings(
+        out.resolve().name, target, precision, int4_block, kv_capacity, sizes, notes
+    )
     with _opened(files, settings) as model:
         build_engine(model, settings, out, _log)
     _log(f"engine bundle: {out}")
@@ -226,6 +256,10 @@ def plan(
         seed=seed,
     )
     request = _request(frames, scene, sensor_root, speed, acceleration, instruction)
+    for path in filter(None, (out, plot)):
+        require_writable(path)
+    if plot is not None:
+        _require_library("matplotlib", "--plot")
     from autovla_rt.runtime.planner import Planner
 
     start = time.perf_counter()
@@ -244,7 +278,7 @@ def plan(
 
         draw_plan(result, plot)
     if out is not None:
-        _write_text(out, json.dumps(result.as_dict(), indent=1) + "\n")
+        write_file(out, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
     if as_json:
         _print_json(result.as_dict())
     else:
@@ -270,7 +304,7 @@ def codebook_build(
     out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
     disks: Annotated[int, typer.Option(help="Actions.")] = 2048,
     tolerance: Annotated[float, typer.Option(help="Radius of a disk, metres.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     max_segments: Annotated[int, typer.Option(help="Segments to cluster at most.")] = 200_000,
 ) -> None:
     """Cluster recorded driving into a new codebook (K-disk)."""
@@ -292,29 +326,58 @@ def codebook_show(
     """Describe a codebook, and draw it to a PNG."""
     from autovla_rt.export.codebook import describe_codebook, draw_codebook
 
-    _print_codebook(describe_codebook(codebook))
+    info = describe_codebook(codebook)
     if png is not None:
         draw_codebook(codebook, png)
+    _print_codebook(info)
 
 
 def main() -> None:
     """Run the command line; an error of ours is one message and its exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without "°" still shows the table
     try:
-        app()
+        with _named_libraries():
+            app()
     except AutovlaError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 
 @contextlib.contextmanager
+def _named_libraries() -> Iterator[None]:
+    """Turn a failed import of an optional library into the pip line that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in EXTRAS:
+            raise
+        raise _missing(library, "this command") from error
+
+
+def _require_library(library: str, user: str) -> None:
+    """Find out before any work that an optional library is missing."""
+    if importlib.util.find_spec(library) is None:
+        raise _missing(library, user)
+
+
+def _missing(library: str, user: str) -> DependencyError:
+    return DependencyError(
+        f"{user} needs {library}, which is not installed here.\n"
+        f"Install it: pip install 'autovla-rt[{EXTRAS[library]}]'"
+    )
+
+
+@contextlib.contextmanager
 def _opened(files: ModelFiles, settings: Settings) -> Iterator[Model]:
     """Check the target before any work, open the checkpoint, check that its answers compile."""
+    from autovla_rt.export.build import check_settings
     from autovla_rt.export.open_model import open_model
-    from autovla_rt.export.targets import check_target
     from autovla_rt.runtime.grammar import compile_answer
 
-    check_target(settings.target, settings.precision)
+    check_settings(settings)
     _log(f"opening {files.checkpoint}")
     model = open_model(files)
     with contextlib.closing(model.checkpoint):
@@ -334,17 +397,19 @@ def _frame_sizes(given: list[str] | None) -> dict[str, tuple[int, int]]:
 
     sizes: dict[str, tuple[int, int]] = {}
     for text in given or DEFAULT_FRAME_SIZE:
-        camera, _, size = text.rpartition("=")
-        width, separator, height = size.partition("x")
-        if (camera and camera not in CAMERAS) or not (width + height).isdecimal() or not separator:
+        match = SIZE.fullmatch(text)
+        if match is None or match[1] not in (None, *CAMERAS):
             raise InputError(
-                f"--frame-size {text}: expected WIDTHxHEIGHT such as 1920x1080, or one of "
-                f"{', '.join(CAMERAS)} before it, as in front=1920x1080."
+                f"--frame-size {text[:40]}: expected WIDTHxHEIGHT in pixels such as 1920x1080, or "
+                f"one of {', '.join(CAMERAS)} before it, as in front=1920x1080."
             )
-        for name in [camera] if camera else CAMERAS:
-            sizes[name] = int(width), int(height)
+        for name in [match[1]] if match[1] else CAMERAS:
+            sizes[name] = int(match[2]), int(match[3])
     if missing := [name for name in CAMERAS if name not in sizes]:
-        raise InputError(f"--frame-size: expected a size for {', '.join(missing)} too.")
+        raise InputError(
+            f"--frame-size: expected a size for every camera, got none for {', '.join(missing)}.\n"
+            f"Add --frame-size {missing[0]}=WIDTHxHEIGHT, or one size without a camera for all."
+        )
     return sizes
 
 
@@ -359,16 +424,21 @@ def _request(
     from autovla_rt.runtime.scene import read_frames_dir, read_scene
 
     if (frames is None) == (scene is None):
-        raise typer.BadParameter("give either --frames or --scene")
+        given = "neither" if frames is None else "both"
+        raise typer.BadParameter(f"expected --frames or --scene, got {given}: give one of them")
     if frames is not None:
+        if sensor_root is not None:
+            raise typer.BadParameter("--sensor-root goes with --scene: leave it out, or --frames")
         return read_frames_dir(
             frames, velocity=speed, acceleration=acceleration, instruction=instruction
         )
     assert scene is not None
     if sensor_root is None:
-        raise typer.BadParameter("--scene needs --sensor-root")
+        raise typer.BadParameter("--scene needs --sensor-root: the folder its paths start from")
     if (speed, acceleration, instruction) != (None, None, None):
-        raise typer.BadParameter("--speed, --acceleration and --instruction go with --frames")
+        raise typer.BadParameter(
+            "--speed, --acceleration and --instruction go with --frames: a scene has its own"
+        )
     return read_scene(scene, sensor_root)
 
 
@@ -384,13 +454,3 @@ def _print_codebook(info: CodebookInfo) -> None:
     from dataclasses import asdict
 
     _print_json(asdict(info))
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}.") from error

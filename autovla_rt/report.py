@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -44,30 +45,38 @@ def print_bundle(bundle: Bundle) -> None:
         "KV capacity": f"{manifest.kv_capacity} positions",
         **{f"note {i}": note for i, note in enumerate(manifest.notes, 1)},
     }.items():
-        table.add_row(key, Text(value))
+        table.add_row(key, _plain(value))
     files = Table("file", "size", "sha256", title="files")
     files.columns[1].justify = "right"
     for name, record in manifest.files.items():
-        files.add_row(name, f"{record.size / 2**20:.2f} MiB", record.sha256[:16])
+        files.add_row(_plain(name), _size(record.size), record.sha256[:16])
+    files.add_row("sum", _size(sum(record.size for record in manifest.files.values())))
     _print(table, files)
 
 
 def print_plan(plan: Plan) -> None:
     """Print a plan: answer, trajectory and where the time went."""
     table = _pairs("plan")
+    engine = plan.engine
+    precision = engine["precision"]
     for key, value in {
+        "engine": (
+            f"{engine['name']}, {engine['target']} ({engine['backend']}), "
+            f"vision {precision['vision']}, language {precision['language']}"
+        ),
         "mode": plan.mode,
         "p(slow)": "-" if plan.p_slow is None else f"{plan.p_slow:.3f}",
         "status": f"{plan.status}, finish reason {plan.finish_reason}",
         "action tokens": " ".join(map(str, plan.action_tokens)),
         "forward passes": str(plan.forward_passes),
+        "thinking tokens": str(plan.thinking_tokens),
         "reasoning": plan.reasoning or "-",
-        **{f"note {i}": note for i, note in enumerate(plan.engine["notes"], 1)},
+        **{f"note {i}": note for i, note in enumerate(engine["notes"], 1)},
     }.items():
-        table.add_row(key, Text(value))
+        table.add_row(key, _plain(value))
     poses = Table("t (s)", "x (m)", "y (m)", "heading (°)", title="trajectory, ego frame")
     for index, (x, y, heading) in enumerate(plan.trajectory, 1):
-        time = index * plan.engine["dt"]
+        time = index * engine["dt"]
         poses.add_row(f"{time:.1f}", f"{x:.2f}", f"{y:.2f}", f"{math.degrees(heading):.1f}")
     stages = Table("stage", "ms", title="stages")
     for name, milliseconds in plan.stages_ms.items():
@@ -79,8 +88,28 @@ def print_plan(plan: Plan) -> None:
     _print(table, poses, stages)
 
 
+def _plain(text: str) -> Text:
+    """Text without control characters: a bundle or a model's reasoning could steer a terminal."""
+    return Text(
+        "".join(
+            c if c == "\n" or not unicodedata.category(c).startswith("C") else "\ufffd"
+            for c in text
+        )
+    )
+
+
+def _size(count: int) -> str:
+    """Bytes in the largest binary unit that leaves at least 1."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"
+
+
 def _pairs(title: str) -> Table:
-    table = Table(title=title, show_header=False)
+    table = Table(title=_plain(title), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     return table

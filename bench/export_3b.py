@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from random_checkpoint import GEOMETRY_3B, write_hf_folder, write_lightning
+from random_checkpoint import GEOMETRY_3B, write_config, write_hf_folder, write_lightning
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="parent of the temporary folder")
     parser.add_argument("--precision", nargs="*", default=["int4", "int8"])
     parser.add_argument("--checkpoint", nargs="*", default=["hf", "lightning"])
-    parser.add_argument("--plans", type=int, default=3)
+    parser.add_argument("--plans", type=int, default=3, help="measured plans; 0 for none")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
@@ -57,7 +57,8 @@ def main() -> None:
             for precision in arguments.precision:
                 row = {"checkpoint": kind, "precision": precision}
                 row |= measure_build(folder, checkpoint, precision)
-                row |= measure_plan(folder / "engine", arguments.plans)
+                if arguments.plans:
+                    row |= measure_plan(folder / "engine", arguments.plans)
                 print(json.dumps(row), flush=True)
                 rows.append(row)
             remove(checkpoint)
@@ -91,6 +92,7 @@ def write_checkpoint(folder: Path, kind: str) -> Path:
         write_hf_folder(path, GEOMETRY_3B, seed=0)
     else:
         path = folder / "model.ckpt"
+        write_config(folder / "base", GEOMETRY_3B)
         write_lightning(path, GEOMETRY_3B, seed=0, layout="old")
     print(f"wrote {kind} in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return path

@@ -137,6 +137,11 @@ def write_hf_folder(
             folder / "model.safetensors.index.json",
             {"metadata": metadata, "weight_map": weight_map},
         )
+    write_config(folder, geometry, dtype)
+
+
+def write_config(folder: Path, geometry: Geometry, dtype: str = "bfloat16") -> None:
+    """Write config.json, flat as transformers 4.49 does, to an existing folder."""
     _write_json(folder / "config.json", _flat_config(geometry, dtype))
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from autovla_rt.bundle import CheckpointRecord, Manifest, bundle_writer, seal
+from autovla_rt.bundle import CheckpointRecord, Manifest
+from autovla_rt.bundle_writer import bundle_writer, seal
 from autovla_rt.config import (
     CAMERAS,
     ActionSpace,
@@ -21,13 +22,14 @@ from autovla_rt.config import (
     Precision,
     Preprocessing,
     Recipe,
+    Template,
 )
-from autovla_rt.errors import CapacityError
+from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.checkpoint import Checkpoint
 from autovla_rt.export.codebook import write_codebook
 from autovla_rt.export.emit.ort import emit_language, emit_rotary, emit_vision
 from autovla_rt.export.prompt import compile_prompt
-from autovla_rt.export.targets import check_target
+from autovla_rt.export.targets import Target, check_target
 from autovla_rt.export.weight_source import ModelWeights
 from autovla_rt.kernels.resize import video_grid
 
@@ -38,8 +40,14 @@ PRECISIONS = {
 }
 """Precision of an engine -> (vision, language). A vision tower in int4 loses too much."""
 
-TAIL_TOKENS = 96
-"""Positions kept for the last text of the prompt: numbers and a long instruction."""
+SLOT_TOKENS = 64
+"""Positions kept for what a request puts into the prompt: two numbers and a long instruction."""
+
+MAX_POSITIONS = 128_000
+"""`max_position_embeddings` of Qwen2.5-VL-3B-Instruct, the longest sequence it was made for."""
+
+INT4_BLOCKS = (16, 32, 64, 128, 256)
+"""Block sizes that ONNX Runtime's MatMulNBits loads on a CPU (tried: 8, 100 and 512 do not)."""
 
 Progress = Callable[[str], None]
 
@@ -81,6 +89,27 @@ class Settings:
         return Precision(vision=vision, language=language, int4_block=self.int4_block)
 
 
+def check_settings(settings: Settings) -> Target:
+    """Refuse what cannot be built, before any work.
+
+    Raises:
+        TargetError: an illegal target, precision or int4 block.
+        CapacityError: a KV capacity beyond the model's positions.
+    """
+    target = check_target(settings.target, settings.precision)
+    if settings.int4_block not in INT4_BLOCKS:
+        raise TargetError(
+            f"int4 block {settings.int4_block}: expected one of "
+            f"{', '.join(map(str, INT4_BLOCKS))}. Choose one with --int4-block."
+        )
+    if settings.kv_capacity > MAX_POSITIONS:
+        raise CapacityError(
+            f"KV capacity {settings.kv_capacity}: expected at most {MAX_POSITIONS}, the longest "
+            "sequence that Qwen2.5-VL was made for. Choose less with --kv-capacity."
+        )
+    return target
+
+
 def camera_layout(model: Model, settings: Settings) -> tuple[Camera, ...]:
     """Cameras in the order of the prompt, each with the grid of its frames."""
     return tuple(
@@ -118,7 +147,7 @@ def export_language(
 ) -> None:
     """Write the language model's graphs, heads, embeddings and rotary tables into `folder`."""
     prompt = engine_prompt(model, cameras)
-    check_capacity(prompt, settings.kv_capacity)
+    check_capacity(model, prompt, settings.kv_capacity)
     emit_language(_weights(model), model.geometry, settings.parts, folder)
     path = folder / "rotary.safetensors"
     emit_rotary(model.geometry, prompt, cameras, settings.kv_capacity, path)
@@ -128,14 +157,14 @@ def build_engine(model: Model, settings: Settings, folder: Path, progress: Progr
     """Write a whole engine bundle to `folder`, atomically.
 
     Raises:
-        TargetError: an illegal target or precision, before any work.
-        CapacityError: the prompt does not fit the KV capacity.
+        TargetError, CapacityError: as `check_settings`, before any work.
+        CapacityError: prompt and answer do not fit the KV capacity.
         StorageError: the file system refused; what was in `folder` stays as it was.
     """
-    target = check_target(settings.target, settings.precision)
+    target = check_settings(settings)
     cameras = camera_layout(model, settings)
     prompt = engine_prompt(model, cameras)
-    check_capacity(prompt, settings.kv_capacity)
+    check_capacity(model, prompt, settings.kv_capacity)
     with bundle_writer(folder) as building:
         progress("vision tower")
         export_vision(model, settings, cameras, building)
@@ -144,9 +173,10 @@ def build_engine(model: Model, settings: Settings, folder: Path, progress: Progr
         progress("checkpoint hash")
         fingerprint = model.checkpoint.fingerprint()
         progress("bundle")
-        model.tokenizer.save(str(building / "tokenizer.json"))
-        (building / "recipe.json").write_text(model.recipe.model_dump_json(indent=1))
-        (building / "prompt.json").write_text(prompt.model_dump_json())
+        # Not Tokenizer.save: on a full disk it raises Exception itself.
+        (building / "tokenizer.json").write_text(model.tokenizer.to_str(pretty=True), "utf-8")
+        (building / "recipe.json").write_text(model.recipe.model_dump_json(indent=1), "utf-8")
+        (building / "prompt.json").write_text(prompt.model_dump_json(), "utf-8")
         write_codebook(model.codebook, building / "codebook.safetensors")
         manifest = Manifest(
             name=settings.name,
@@ -170,19 +200,36 @@ def build_engine(model: Model, settings: Settings, folder: Path, progress: Progr
         seal(building, manifest)
 
 
-def check_capacity(prompt: CompiledPrompt, capacity: int) -> None:
-    """Refuse a KV cache that the prompt alone would fill.
+def check_capacity(model: Model, prompt: CompiledPrompt, capacity: int) -> None:
+    """Refuse a KV cache in which an answer without reasoning would not fit.
 
     Raises:
-        CapacityError: it does not hold the constant prefix and a tail of `TAIL_TOKENS`.
+        CapacityError: it does not hold prompt, a request's values and the longest such answer.
     """
-    needed = len(prompt.prefix_ids) + TAIL_TOKENS
+    answer = model.recipe.answer
+    answers = (answer.fast, answer.slow) if model.use_cot else (answer.direct,)
+    positions = {
+        "before the last video's end": len(prompt.prefix_ids),
+        "of text after it": _literal_tokens(model.tokenizer, prompt.tail),
+        "kept for speed, acceleration and instruction": SLOT_TOKENS,
+        "of answer": model.actions.num_poses
+        + max(_literal_tokens(model.tokenizer, template) for template in answers),
+    }
+    needed = sum(positions.values())
     if needed > capacity:
+        listed = ", ".join(f"{count} {part}" for part, count in positions.items())
         raise CapacityError(
-            f"the prompt takes about {needed} positions ({len(prompt.prefix_ids)} up to the last "
-            f"video), but --kv-capacity is {capacity}. Choose at least {needed + 64}, and more for "
-            "reasoning."
+            f"KV capacity {capacity}: expected at least {needed} positions ({listed}).\n"
+            "Choose more with --kv-capacity; reasoning takes what is left."
         )
+
+
+def _literal_tokens(tokenizer: Tokenizer, template: Template) -> int:
+    return sum(
+        len(tokenizer.encode(part, add_special_tokens=False).ids)
+        for part in template
+        if isinstance(part, str)
+    )
 
 
 def _weights(model: Model) -> ModelWeights:

@@ -51,5 +51,5 @@ def int4_blockwise(
     codes = grouped * inverse[:, :, None]
     codes += np.float32(INT4_ZERO_POINT + 0.5)
     nibbles = np.clip(codes, 0, 15).astype(np.uint8)
-    packed: NDArray[np.uint8] = nibbles[:, :, 0::2] | (nibbles[:, :, 1::2] << 4)
-    return packed, scale
+    packed = nibbles[:, :, 0::2] | (nibbles[:, :, 1::2] << 4)
+    return packed.astype(np.uint8, copy=False), scale

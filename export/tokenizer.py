@@ -99,20 +99,20 @@ def _check_actions(
 ) -> None:
     """Verify that the action tokens, and no others, take the ids from `action_start_id` on."""
     ids = {text: tokenizer.token_to_id(text) for text in texts}
-    if absent := [text for text, token_id in ids.items() if token_id is None]:
-        raise CheckpointError(
-            f"{path}: {len(absent)} of {len(texts)} action tokens are not there, {absent[0]} "
-            "first.\nIf this is the base model's tokenizer, pass --add-action-tokens (training added "
-            "them in memory); otherwise give the folder "
-            "that was saved with the trained tokenizer."
-        )
     for index, (text, token_id) in enumerate(ids.items()):
-        if token_id != action_start_id + index:
+        if token_id not in (None, action_start_id + index):
             raise CheckpointError(
                 f"{path}: {text} has id {token_id}, expected {action_start_id + index} "
                 f"(action_start_id {action_start_id} + {index}). Tokenizer and training config "
                 "(model.tokens.action_start_id) do not belong together."
             )
+    if absent := [text for text, token_id in ids.items() if token_id is None]:
+        raise CheckpointError(
+            f"{path}: {len(absent)} of {len(texts)} action tokens are not there, {absent[0]} "
+            "first.\nIf this is the base model's tokenizer, pass --add-action-tokens (training "
+            "added them in memory); otherwise give the folder that was saved with the trained "
+            "tokenizer."
+        )
     after = tokenizer.id_to_token(action_start_id + len(texts))
     if after is not None:
         raise CheckpointError(

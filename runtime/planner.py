@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from autovla_rt.bundle import Bundle, Manifest, load_bundle
+from autovla_rt.bundle import Bundle, Manifest, load_bundle, manifest_identity
+from autovla_rt.errors import BundleError, InputError
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
@@ -25,6 +27,7 @@ from autovla_rt.runtime.trace import Trace
 
 DEFAULT_THINKING_TOKEN_BUDGET = 512
 GREEDY = Sampling()
+LOAD_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,32 @@ class Planner:
         """Open a bundle, verify it and load its engines.
 
         `threads` is ONNX Runtime's number of threads (default: every core). `verify` checks the
-        sha256 of every file even where it was checked before.
+        sha256 of every file even where it was checked before. A bundle that is replaced meanwhile
+        is loaded again, so that files of two builds never run together.
 
         Raises:
             BundleError: the bundle is missing, damaged, of another version or does not load.
+            InputError: `threads` is not from 1 to the number of cores.
         """
-        bundle = load_bundle(Path(folder), verify=verify)
+        folder = Path(folder)
+        _require_threads(threads)
+        for _ in range(LOAD_ATTEMPTS):
+            before = manifest_identity(folder)
+            try:
+                planner = cls._open(load_bundle(folder, verify=verify), threads)
+            except (BundleError, OSError):
+                if manifest_identity(folder) == before:
+                    raise
+            else:
+                if manifest_identity(folder) == planner.bundle.identity:
+                    return planner
+        raise BundleError(
+            f"{folder}: expected a bundle at rest, but it was replaced {LOAD_ATTEMPTS} times while "
+            "loading. Load it when the builds are done."
+        )
+
+    @classmethod
+    def _open(cls, bundle: Bundle, threads: int | None) -> Planner:
         manifest = bundle.manifest
         grammar = compile_answer(
             load_tokenizer(bundle),
@@ -196,6 +219,16 @@ class Planner:
             thinking_tokens=decoded.thinking_tokens,
             stages_ms=trace.stages_ms(),
             engine=describe_engine(self.bundle.manifest, self.bundle.identity),
+        )
+
+
+def _require_threads(threads: int | None) -> None:
+    """Refuse 0, which ONNX Runtime reads as every core, and more threads than can run at once."""
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise InputError(
+            f"threads: expected 1 to {cores} (the cores of this machine), got {threads}.\n"
+            "Leave it out to use every core."
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 
-from autovla_rt.errors import DependencyError, StorageError
+from autovla_rt.errors import DependencyError
 from autovla_rt.kernels.contour import pose_to_corners
+from autovla_rt.output_file import write_file
 from autovla_rt.runtime.planner import Plan
 
 
@@ -45,8 +47,6 @@ def draw_plan(plan: Plan, png: Path) -> None:
     )
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
-    try:
-        with png.open("wb") as file:
-            FigureCanvasAgg(figure).print_png(file)
-    except OSError as error:
-        raise StorageError(f"{png}: the plot cannot be written: {error.strerror}.") from error
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    write_file(png, picture.getvalue())

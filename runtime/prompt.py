@@ -11,6 +11,9 @@ from autovla_rt.errors import InputError
 from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.scene import Request
 
+SHOWN = 60
+"""Characters of an instruction that a message quotes."""
+
 
 def prompt_ids(prompt: CompiledPrompt, tokenizer: Tokenizer, request: Request) -> NDArray[np.int64]:
     """Token ids [p] of the whole prompt of one request.
@@ -18,7 +21,7 @@ def prompt_ids(prompt: CompiledPrompt, tokenizer: Tokenizer, request: Request) -
     The tail follows a special token, so encoding it alone gives the ids of encoding everything.
 
     Raises:
-        InputError: the instruction spells a special token.
+        InputError: the instruction spells a special token or is no Unicode text.
     """
     values = {
         "velocity": request.velocity,
@@ -41,12 +44,21 @@ def place_features(embeddings: Float, prompt: CompiledPrompt, features: dict[str
 
 def _instruction(text: str, tokenizer: Tokenizer) -> str:
     lowered = text.lower()
+    shown = repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}..."
+    try:
+        lowered.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"instruction {shown}: expected Unicode text, got the lone surrogate "
+            f"{lowered[error.start]!r}, a byte that was not UTF-8.\n"
+            "Give the instruction in UTF-8."
+        ) from None
     ids = tokenizer.encode(lowered, add_special_tokens=False).ids
     added = tokenizer.get_added_tokens_decoder()
     special = [added[token].content for token in ids if token in added]
     if special:
         raise InputError(
-            f"instruction {text!r}: expected plain words, got the special token {special[0]!r}, "
-            "which would change the prompt's structure. Remove it."
+            f"instruction {shown}: expected plain words, got the special token {special[0]!r}, "
+            "which would change the prompt's structure.\nRemove it."
         )
     return lowered

@@ -1,0 +1,100 @@
+"""Building an engine: what is checked first, and what the bundle then says."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+
+import pytest
+from demo_engine import RECIPE, make_demo
+
+from autovla_rt.bundle import load_bundle
+from autovla_rt.config import CAMERAS
+from autovla_rt.errors import CapacityError, TargetError
+from autovla_rt.export import build
+from autovla_rt.export.open_model import ModelFiles, open_model
+
+SIZES = dict.fromkeys(CAMERAS, (1920, 1080))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    demo = make_demo(tmp_path_factory.getbasetemp())
+    model = open_model(ModelFiles(demo.base, demo.config, recipe=RECIPE))
+    with closing(model.checkpoint):
+        yield model
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def settings(**changes) -> build.Settings:
+    return build.Settings(**{"name": "test", "frame_sizes": SIZES, **changes})
+
+
+def test_the_manifest_says_what_was_built(model, tmp_path):
+    steps = []
+    folder = tmp_path / "e"
+    build.build_engine(model, settings(precision="fp32", notes=("a",)), folder, steps.append)
+    manifest = load_bundle(folder).manifest
+    assert steps == ["vision tower", "language model", "checkpoint hash", "bundle"]
+    assert (manifest.precision.vision, manifest.precision.language) == ("fp32", "fp32")
+    assert (manifest.target, manifest.backend, manifest.notes) == ("cpu", "ort", ("a",))
+    assert manifest.checkpoint.sha256 == model.checkpoint.fingerprint()
+    assert manifest.geometry == model.geometry
+    assert manifest.actions == model.actions
+    assert [camera.grid for camera in manifest.cameras] == [(2, 8, 14)] * 3
+    assert set(manifest.library_versions) == {"onnx", "onnxruntime", "numpy", "tokenizers"}
+    bundle = load_bundle(folder)
+    assert bundle.recipe() == model.recipe
+    assert bundle.prompt() == build.engine_prompt(model, manifest.cameras)
+    stored = json.loads(bundle.path("tokenizer.json").read_text("utf-8"))
+    assert stored == json.loads(model.tokenizer.to_str())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"precision": "fp8"}, TargetError, "expected one of fp32, int8, int4"),
+        ({"target": "agx-orin-64", "precision": "fp8"}, TargetError, "fp16, int8, int4"),
+        ({"int4_block": 24}, TargetError, "int4 block 24: expected one of 16, 32, 64, 128, 256"),
+        ({"kv_capacity": 128_001}, CapacityError, "expected at most 128000"),
+        ({"kv_capacity": 300}, CapacityError, "expected at least"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_work(model, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        build.build_engine(
+            model, settings(**changes), tmp_path / "e", lambda step: pytest.fail(step)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_smallest_capacity_counts_prompt_request_and_answer(model):
+    cameras = build.camera_layout(model, settings())
+    prompt = build.engine_prompt(model, cameras)
+    encode = lambda text: model.tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+    answer = "".join(part for part in model.recipe.answer.slow if isinstance(part, str))
+    tail = "".join(part for part in prompt.tail if isinstance(part, str))
+    literal = len(prompt.prefix_ids) + len(encode(tail)) + len(encode(answer))
+    least = literal + model.actions.num_poses + build.SLOT_TOKENS
+    with pytest.raises(CapacityError):
+        build.check_capacity(model, prompt, least - 4)
+    build.check_capacity(model, prompt, least + 4)  # texts around a slot may join differently
+
+
+def test_cameras_stand_in_the_order_of_the_prompt(model):
+    shuffled = {"front_right": (640, 640), "front": (1920, 1080), "front_left": (1242, 375)}
+    layout = build.camera_layout(model, settings(frame_sizes=shuffled))
+    assert [camera.name for camera in layout] == list(CAMERAS)
+    grids = {camera.name: camera.grid for camera in layout}
+    assert grids["front"] == (2, 8, 14)
+    assert grids["front_right"][1] == grids["front_right"][2]
+
+
+@pytest.mark.parametrize("precision", build.PRECISIONS)
+def test_every_precision_is_legal_for_the_cpu(precision):
+    assert build.check_settings(settings(precision=precision)).backend == "ort"
+    assert settings(precision=precision).parts.language == precision

@@ -1,0 +1,167 @@
+"""The planner as a Python interface, on the miniature's engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from demo_engine import FRAMES, RECIPE, make_demo, run
+from PIL import Image
+
+from autovla_rt.errors import CapacityError, InputError
+from autovla_rt.runtime.planner import Planner
+from autovla_rt.runtime.sampling import Sampling
+from autovla_rt.runtime.scene import Request, read_frames_dir
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    return make_demo(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def planner(demo):
+    return Planner.load(demo.engine)
+
+
+@pytest.fixture(scope="module")
+def request_():
+    return read_frames_dir(FRAMES)
+
+
+def answer(plan):
+    return {key: value for key, value in plan.as_dict().items() if key != "stages_ms"}
+
+
+def test_plans_do_not_depend_on_what_was_planned_before(planner, request_):
+    first = answer(planner.plan(request_))
+    planner.plan(request_, mode="slow", thinking_token_budget=20)
+    other = Request(request_.frames, 1.0, 0.0, "turn left")
+    assert answer(planner.plan(other)) != first
+    assert answer(planner.plan(request_)) == first
+
+
+def test_a_failed_request_does_not_disturb_the_next(planner, request_):
+    first = answer(planner.plan(request_))
+    for spoiled, error in (
+        (Request(request_.frames, 1.0, 0.0, "<|im_end|>"), InputError),
+        (Request(request_.frames, 1.0, 0.0, "left " * 3000), CapacityError),
+    ):
+        with pytest.raises(error):
+            planner.plan(spoiled)
+    assert answer(planner.plan(request_)) == first
+
+
+def test_paths_pictures_and_arrays_give_one_plan(planner, request_):
+    pictures = {c: [Image.open(path) for path in paths] for c, paths in request_.frames.items()}
+    arrays = {c: [np.asarray(p.convert("RGB")) for p in ps] for c, ps in pictures.items()}
+    values = (request_.velocity, request_.acceleration, request_.instruction)
+    first = answer(planner.plan(request_))
+    assert answer(planner.plan(Request(pictures, *values))) == first
+    assert answer(planner.plan(Request(arrays, *values))) == first
+
+
+def test_every_camera_matters_at_both_ends_of_its_clip(planner, request_):
+    first = planner.plan(request_).p_slow
+    for camera, paths in request_.frames.items():
+        for index in (0, 3):
+            black = list(paths)
+            black[index] = np.zeros((252, 448, 3), np.uint8)
+            frames = {**request_.frames, camera: black}
+            changed = Request(frames, request_.velocity, request_.acceleration, "keep forward")
+            assert planner.plan(changed).p_slow != first, (camera, index)
+
+
+def test_cameras_encoded_together_are_not_confused(planner, request_):
+    patches = {
+        camera.name: planner._frames.patches(request_.frames[camera.name], camera)
+        for camera in planner.bundle.manifest.cameras
+    }
+    together = planner._encode(patches)
+    for name, alone in patches.items():
+        expected = planner._vision.encode(alone, (8, 14))
+        np.testing.assert_array_equal(together[name], expected.reshape(together[name].shape))
+
+
+def test_the_trajectory_is_the_codebooks(planner, request_, demo):
+    from autovla_rt.runtime.actions import Codebook
+
+    plan = planner.plan(request_)
+    start = planner.bundle.manifest.actions.action_start_id
+    rows = np.array(plan.action_tokens) - start
+    expected = Codebook.load(demo.codebook, 2048).decode(rows)
+    np.testing.assert_array_equal(np.array(plan.trajectory), expected)
+
+
+def test_generate_continues_the_same_prompt(planner, request_):
+    ids = list(planner.generate(request_, max_new_tokens=5))
+    assert len(ids) == 5
+    assert ids == list(planner.generate(request_, max_new_tokens=5, sampling=Sampling()))
+
+
+def test_threads_change_nothing(demo, request_, planner):
+    one = Planner.load(demo.engine, threads=1)
+    assert answer(one.plan(request_)) == answer(planner.plan(request_))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10**6])
+def test_unusable_threads_are_refused_before_the_bundle_is_opened(threads):
+    with pytest.raises(InputError, match=rf"expected 1 to {os.cpu_count()} .*, got {threads}"):
+        Planner.load("absent", threads=threads)
+
+
+def test_an_engine_replaced_while_loading_is_never_mixed(demo, tmp_path, request_):
+    from autovla_rt.bundle_writer import _exchange
+
+    other = tmp_path / "other"
+    options = ("--precision", "fp32")
+    done = run("build", *demo.build_options, "--out", other, *options, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    engine = tmp_path / "engine"
+    shutil.copytree(demo.engine, engine)
+    planners = [Planner.load(folder) for folder in (engine, other)]
+    expected = {planner.bundle.identity: answer(planner.plan(request_)) for planner in planners}
+    assert len({plan["p_slow"] for plan in expected.values()}) == 2
+    for moment in np.linspace(0.02, 0.25, 5):
+        swap = threading.Timer(moment, lambda: _exchange(engine, other))
+        swap.start()
+        loaded = Planner.load(engine)
+        swap.join()
+        assert answer(loaded.plan(request_)) == expected[loaded.bundle.identity]
+
+
+def test_the_smallest_cache_that_builds_also_plans(demo, tmp_path, request_):
+    engine = tmp_path / "engine"
+    words = ("build", *demo.build_options, "--out", engine, "--kv-capacity")
+    refused = run(*words, 100, cache=tmp_path)
+    needed = int(refused.stderr.partition("expected at least ")[2].split()[0])
+    assert run(*words, needed - 1, cache=tmp_path).returncode == 9
+    assert run(*words, needed, cache=tmp_path).returncode == 0
+    planner = Planner.load(engine)
+    long = Request(request_.frames, 33.333, -10.123, "turn left behind the second traffic light")
+    plan = planner.plan(long, mode="slow")
+    assert plan.finish_reason == "capacity"
+    assert len(plan.trajectory) == 10
+
+
+def test_an_engine_of_direct_answers(demo, tmp_path, request_):
+    config = tmp_path / "config.yaml"
+    text = demo.config.read_text().replace("use_cot: true", "use_cot: false")
+    config.write_text(text)
+    words = ("--checkpoint", demo.base, "--config", config, "--codebook", demo.codebook)
+    engine = tmp_path / "engine"
+    done = run("build", *words, "--recipe", RECIPE, "--out", engine, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    planner = Planner.load(engine)
+    plan = planner.plan(request_)
+    assert (plan.mode, plan.p_slow, plan.reasoning) == ("direct", None, "")
+    with pytest.raises(InputError, match="needs a bundle with chain of thought"):
+        planner.plan(request_, mode="slow")
