@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from autovla_rt.errors import CodebookError, DependencyError, StorageError
+from autovla_rt.errors import CodebookError, DependencyError
 from autovla_rt.export import k_disk, recorded_driving
 from autovla_rt.export.files.array_pickle import PickledArray, load_array_pickle
 from autovla_rt.kernels import contour
+from autovla_rt.output_file import write_file
 
 FORMAT_VERSION = "1"
 
@@ -197,7 +197,7 @@ def draw_codebook(codebook_path: Path, png_path: Path) -> None:
     )
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
-    _write_atomically(png_path, picture.getvalue())
+    write_file(png_path, picture.getvalue())
 
 
 def _read_official(source: Path) -> tuple[NDArray[np.float32], str]:
@@ -217,7 +217,10 @@ def _read_pickle(source: Path) -> bytes:
         if size <= _LARGEST_PICKLE:
             return source.read_bytes()
     except OSError as error:
-        raise CodebookError(f"{source}: cannot be read ({error.strerror}).") from error
+        raise CodebookError(
+            f"{source}: cannot be read ({error.strerror}).\n"
+            "Give the file that model.codebook_cache_path of the training config names."
+        ) from error
     raise CodebookError(
         f"{source}: {size} bytes are too many for a codebook (the official one has 1.6 MB).\n"
         "Give the file that model.codebook_cache_path of the training config names."
@@ -318,23 +321,4 @@ def _write_codebook(
         }
     ).encode()
     header += b" " * (-len(header) % 8)
-    _write_atomically(destination, len(header).to_bytes(8, "little") + header + data)
-
-
-def _write_atomically(destination: Path, content: bytes) -> None:
-    """Replace a file as a whole: other readers and a power cut see the old or the new one."""
-    partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    try:
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(destination)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"{destination}: cannot be written ({error.strerror}).\n"
-            "Give a path in an existing folder that you may write to, with space left."
-        ) from error
+    write_file(destination, len(header).to_bytes(8, "little") + header + data)

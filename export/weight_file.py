@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
 import numpy as np
@@ -83,6 +84,14 @@ class WeightFile:
             tensor.external_data.add(key=key, value=value)
         return tensor
 
-    def close(self) -> None:
-        """Flush and close the file."""
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Flush and close the file; graphs may still refer to its tensors."""
         self._file.close()

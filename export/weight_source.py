@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autovla_rt.errors import CheckpointError
+
 CHUNK_ELEMENTS = 4 << 20
 """Elements converted at a time: 16 MiB of float32."""
 
@@ -57,9 +59,19 @@ class ModelWeights:
         return (self._action_start_id, *shape[1:]) if name == f"{TEXT_HEAD}.weight" else shape
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) of axis 0 as float32."""
-        rows = self._reader.read_rows(self._aliases.get(name, name), start, stop)
-        return rows.astype(np.float32, copy=False)
+        """Rows [start, stop) of axis 0 as float32.
+
+        Raises:
+            CheckpointError: a value is NaN or infinite; quantized, it would spoil its whole block.
+        """
+        stored = self._aliases.get(name, name)
+        rows = self._reader.read_rows(stored, start, stop).astype(np.float32, copy=False)
+        if not np.isfinite(rows).all():
+            raise CheckpointError(
+                f"{stored}: expected finite weights, got NaN or infinity in rows {start} to {stop}."
+                " The training run diverged or the file is damaged: use another checkpoint."
+            )
+        return rows
 
 
 def matrix_shape(source: WeightSource, modules: tuple[str, ...]) -> tuple[int, int]:

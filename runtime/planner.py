@@ -19,7 +19,7 @@ from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 from autovla_rt.runtime.decode import Decoded, Mode, decode, generate
 from autovla_rt.runtime.frames import FramePreprocessor
-from autovla_rt.runtime.grammar import Grammar, compile_answer
+from autovla_rt.runtime.grammar import compile_answer
 from autovla_rt.runtime.prompt import place_features, prompt_ids
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
@@ -77,16 +77,20 @@ class Prompted:
 class Planner:
     """A loaded engine. One request at a time."""
 
-    def __init__(
-        self, bundle: Bundle, vision: VisionEngine, language: LanguageEngine, grammar: Grammar
-    ) -> None:
+    def __init__(self, bundle: Bundle, vision: VisionEngine, language: LanguageEngine) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self._vision = vision
         self._language = language
-        self._grammar = grammar
         self._prompt = bundle.prompt()
         self._tokenizer = load_tokenizer(bundle)
+        self._grammar = compile_answer(
+            self._tokenizer,
+            bundle.recipe().answer,
+            use_cot=manifest.use_cot,
+            actions=manifest.actions,
+            end_token_id=manifest.end_token_ids[0],
+        )
         self._frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
         self._codebook = Codebook.load(
             bundle.path("codebook.safetensors"), manifest.actions.num_actions
@@ -111,7 +115,8 @@ class Planner:
         for _ in range(LOAD_ATTEMPTS):
             before = manifest_identity(folder)
             try:
-                planner = cls._open(load_bundle(folder, verify=verify), threads)
+                bundle = load_bundle(folder, verify=verify)
+                planner = cls(bundle, OrtVision(bundle, threads), OrtLanguage(bundle, threads))
             except (BundleError, OSError):
                 if manifest_identity(folder) == before:
                     raise
@@ -122,18 +127,6 @@ class Planner:
             f"{folder}: expected a bundle at rest, but it was replaced {LOAD_ATTEMPTS} times while "
             "loading. Load it when the builds are done."
         )
-
-    @classmethod
-    def _open(cls, bundle: Bundle, threads: int | None) -> Planner:
-        manifest = bundle.manifest
-        grammar = compile_answer(
-            load_tokenizer(bundle),
-            bundle.recipe().answer,
-            use_cot=manifest.use_cot,
-            actions=manifest.actions,
-            end_token_id=manifest.end_token_ids[0],
-        )
-        return cls(bundle, OrtVision(bundle, threads), OrtLanguage(bundle, threads), grammar)
 
     def plan(
         self,

@@ -14,6 +14,7 @@ from numpy.lib.format import write_array_header_2_0
 from safetensors.numpy import save
 
 from autovla_rt.config import Camera, CompiledPrompt, Geometry, Precision
+from autovla_rt.errors import CheckpointError
 from autovla_rt.export.graph.language import language_model, text_head
 from autovla_rt.export.graph.ort import OrtOps
 from autovla_rt.export.graph.ort_linear import LINEARS
@@ -32,13 +33,12 @@ def emit_vision(
     folder: Path,
 ) -> None:
     """Write vision_{rows}x{columns}.onnx for every grid, over one vision.bin."""
-    weights = WeightFile(folder / "vision.bin")
-    for rows, columns in sorted({camera.grid[1:] for camera in cameras}):
-        linear = LINEARS[precision.vision](precision.int4_block)
-        ops = OrtOps(source, weights, linear)
-        vision_tower(ops, geometry.vision, static_windows(geometry.vision, rows, columns))
-        ops.save(folder / f"vision_{rows}x{columns}.onnx", "vision")
-    weights.close()
+    with WeightFile(folder / "vision.bin") as weights:
+        for rows, columns in sorted({camera.grid[1:] for camera in cameras}):
+            linear = LINEARS[precision.vision](precision.int4_block)
+            ops = OrtOps(source, weights, linear)
+            vision_tower(ops, geometry.vision, static_windows(geometry.vision, rows, columns))
+            ops.save(folder / f"vision_{rows}x{columns}.onnx", "vision")
 
 
 def emit_language(
@@ -46,11 +46,10 @@ def emit_language(
 ) -> None:
     """Write language.onnx and text_head.onnx with their weights, embeddings and action head."""
     for name, describe in (("language", language_model), ("text_head", text_head)):
-        weights = WeightFile(folder / f"{name}.bin")
-        ops = OrtOps(source, weights, LINEARS[precision.language](precision.int4_block))
-        describe(ops, geometry.language)
-        weights.close()
-        ops.save(folder / f"{name}.onnx", name)
+        with WeightFile(folder / f"{name}.bin") as weights:
+            ops = OrtOps(source, weights, LINEARS[precision.language](precision.int4_block))
+            describe(ops, geometry.language)
+            ops.save(folder / f"{name}.onnx", name)
     _emit_embeddings(source, precision, folder / "embeddings.npy")
     start = source.shape(f"{TEXT_HEAD}.weight")[0]
     rows = source.rows(f"{HEAD}.weight", start, geometry.language.vocab_size)
@@ -72,17 +71,17 @@ def _emit_embeddings(source: WeightSource, precision: Precision, path: Path) -> 
 
     float16 beside quantized weights: its rounding (at most 2^-11 of a value) is far below theirs.
     """
-    dtype = np.dtype(np.float32 if precision.language == "fp32" else np.float16)
+    limits = np.finfo(np.float32) if precision.language == "fp32" else np.finfo(np.float16)
+    dtype = limits.dtype
     shape = source.shape("model.embed_tokens.weight")
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         write_array_header_2_0(file, header)
         for chunk in matrix_chunks(source, ("model.embed_tokens",)):
-            file.write(_checked_cast(chunk, dtype).data)
-
-
-def _checked_cast(chunk: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    largest = float(np.abs(chunk).max())
-    if largest > np.finfo(dtype).max:
-        raise ValueError(f"embedding value {largest} does not fit {dtype}")
-    return np.ascontiguousarray(chunk.astype(dtype))
+            largest = np.abs(chunk).max()
+            if largest > limits.max:
+                raise CheckpointError(
+                    f"model.embed_tokens.weight: expected values that fit {dtype}, got {largest:g}."
+                    " Build with --precision fp32, or check how the checkpoint was written."
+                )
+            file.write(np.ascontiguousarray(chunk.astype(dtype)).data)

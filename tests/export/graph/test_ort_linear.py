@@ -38,16 +38,12 @@ def weights(rng, values):
 
 
 def run(folder, source, precision, x, *modules, bias):
-    file = WeightFile(folder / "weights.bin")
-    ops = OrtOps(source, file, LINEARS[precision](BLOCK))
-    ops.output(
-        ops.linear(ops.input("x", "float32", ["m", WIDTH]), *modules, bias=bias),
-        "y",
-        "float32",
-        ["m", "n"],
-    )
-    file.close()
-    ops.save(folder / "graph.onnx", "linear")
+    with WeightFile(folder / "weights.bin") as file:
+        ops = OrtOps(source, file, LINEARS[precision](BLOCK))
+        x_value = ops.input("x", "float32", ["m", WIDTH])
+        y_value = ops.linear(x_value, *modules, bias=bias)
+        ops.output(y_value, "y", "float32", ["m", "n"])
+        ops.save(folder / "graph.onnx", "linear")
     return open_session(folder / "graph.onnx", 1).run(["y"], {"x": x})[0]
 
 
