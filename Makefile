@@ -34,7 +34,7 @@ $(DEMO)/config.yaml: demo/miniature.py demo/recipe.toml $(VENV)/base.stamp
 	$(BIN)/python demo/miniature.py $(DEMO) --seed 0
 
 test: $(VENV)/dev.stamp  ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev.stamp  ## Check style, types and import contracts
 	$(BIN)/ruff check .
@@ -43,7 +43,7 @@ lint: $(VENV)/dev.stamp  ## Check style, types and import contracts
 	$(BIN)/lint-imports
 
 bench: $(VENV)/dev.stamp  ## Measure export and planning at the real 3B geometry (40 GB of disk)
-	$(BIN)/python bench/export_3b.py
+	PYTHONPATH=bench $(BIN)/python bench/export_3b.py
 
 clean:  ## Remove what was built, not .venv
 	rm -rf build dist engines/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -147,18 +147,21 @@ def export(
     from autovla_rt.bundle_writer import folder_writer
     from autovla_rt.export.build import Settings, camera_layout, export_language, export_vision
     from autovla_rt.export.open_model import ModelFiles
+    from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens)
     sizes = _frame_sizes(frame_size)
     settings = Settings(out.resolve().name, target, precision, int4_block, kv_capacity, sizes)
-    with _opened(files, settings) as model, folder_writer(out) as folder:
+    with (
+        _opened(files, settings) as model,
+        folder_writer(out) as folder,
+        ExportProgress() as progress,
+    ):
         cameras = camera_layout(model, settings)
         if part in (Part.vision, Part.all):
-            _log("vision tower")
-            export_vision(model, settings, cameras, folder)
+            export_vision(model, settings, cameras, folder, progress)
         if part in (Part.language, Part.all):
-            _log("language model")
-            export_language(model, settings, cameras, folder)
+            export_language(model, settings, cameras, folder, progress)
     _log(f"exported to {out}")
 
 
@@ -181,14 +184,15 @@ def build(
     """Build an engine bundle: export, quantize, write atomically."""
     from autovla_rt.export.build import Settings, build_engine
     from autovla_rt.export.open_model import ModelFiles
+    from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens)
     sizes, notes = _frame_sizes(frame_size), tuple(note or ())
     settings = Settings(
         out.resolve().name, target, precision, int4_block, kv_capacity, sizes, notes
     )
-    with _opened(files, settings) as model:
-        build_engine(model, settings, out, _log)
+    with _opened(files, settings) as model, ExportProgress() as progress:
+        build_engine(model, settings, out, progress)
     _log(f"engine bundle: {out}")
 
 

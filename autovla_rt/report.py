@@ -1,12 +1,21 @@
-"""Human tables of bundles and plans."""
+"""What people read: tables of bundles and plans, progress of an export."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +23,53 @@ from autovla_rt.bundle import Bundle
 
 if TYPE_CHECKING:
     from autovla_rt.runtime.planner import Plan
+
+
+class ExportProgress:
+    """Stages of an export on stderr: bars with the time left on a terminal, else a line each."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description:16}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> ExportProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._finish()
+        self._bars.stop()
+
+    def stage(self, name: str, elements: int | None) -> None:
+        """Begin a stage that reads `elements` weights; None where that is not known."""
+        self._finish()
+        self._task = self._bars.add_task(name, total=elements)
+        if not self._console.is_terminal:
+            self._console.print(name, highlight=False)
+
+    def advance(self, elements: int) -> None:
+        """Count weights read in the current stage."""
+        if self._task is not None:
+            self._bars.advance(self._task, elements)
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            done = self._bars.tasks[self._task].total or 1
+            self._bars.update(self._task, total=done, completed=done)
 
 
 def print_bundle(bundle: Bundle) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,10 @@ from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.checkpoint import Checkpoint
 from autovla_rt.export.codebook import write_codebook
 from autovla_rt.export.emit.ort import emit_language, emit_rotary, emit_vision
+from autovla_rt.export.progress import Progress
 from autovla_rt.export.prompt import compile_prompt
 from autovla_rt.export.targets import Target, check_target
+from autovla_rt.export.tensors.model_names import EMBEDDING
 from autovla_rt.export.weight_source import ModelWeights
 from autovla_rt.kernels.resize import video_grid
 
@@ -40,6 +42,9 @@ PRECISIONS = {
 }
 """Precision of an engine -> (vision, language). A vision tower in int4 loses too much."""
 
+VISION = "visual."
+"""Prefix of the vision tower's tensors."""
+
 SLOT_TOKENS = 64
 """Positions kept for what a request puts into the prompt: two numbers and a long instruction."""
 
@@ -48,8 +53,6 @@ MAX_POSITIONS = 128_000
 
 INT4_BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes that ONNX Runtime's MatMulNBits loads on a CPU (tried: 8, 100 and 512 do not)."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -136,19 +139,33 @@ def engine_prompt(model: Model, cameras: tuple[Camera, ...]) -> CompiledPrompt:
 
 
 def export_vision(
-    model: Model, settings: Settings, cameras: tuple[Camera, ...], folder: Path
+    model: Model,
+    settings: Settings,
+    cameras: tuple[Camera, ...],
+    folder: Path,
+    progress: Progress,
 ) -> None:
     """Write the vision tower's graphs and weights into `folder`."""
-    emit_vision(_weights(model), model.geometry, cameras, settings.parts, folder)
+    elements = sum(size for name, size in _sizes(model).items() if name.startswith(VISION))
+    progress.stage("vision tower", elements)
+    emit_vision(_weights(model, progress), model.geometry, cameras, settings.parts, folder)
 
 
 def export_language(
-    model: Model, settings: Settings, cameras: tuple[Camera, ...], folder: Path
+    model: Model,
+    settings: Settings,
+    cameras: tuple[Camera, ...],
+    folder: Path,
+    progress: Progress,
 ) -> None:
     """Write the language model's graphs, heads, embeddings and rotary tables into `folder`."""
     prompt = engine_prompt(model, cameras)
     check_capacity(model, prompt, settings.kv_capacity)
-    emit_language(_weights(model), model.geometry, settings.parts, folder)
+    sizes = _sizes(model)
+    head_again = sizes[EMBEDDING] if model.geometry.language.tie_word_embeddings else 0
+    elements = sum(size for name, size in sizes.items() if not name.startswith(VISION))
+    progress.stage("language model", elements + head_again)
+    emit_language(_weights(model, progress), model.geometry, settings.parts, folder)
     path = folder / "rotary.safetensors"
     emit_rotary(model.geometry, prompt, cameras, settings.kv_capacity, path)
 
@@ -166,13 +183,11 @@ def build_engine(model: Model, settings: Settings, folder: Path, progress: Progr
     prompt = engine_prompt(model, cameras)
     check_capacity(model, prompt, settings.kv_capacity)
     with bundle_writer(folder) as building:
-        progress("vision tower")
-        export_vision(model, settings, cameras, building)
-        progress("language model")
-        export_language(model, settings, cameras, building)
-        progress("checkpoint hash")
+        export_vision(model, settings, cameras, building, progress)
+        export_language(model, settings, cameras, building, progress)
+        progress.stage("checkpoint hash", None)
         fingerprint = model.checkpoint.fingerprint()
-        progress("bundle")
+        progress.stage("bundle", None)
         # Not Tokenizer.save: on a full disk it raises Exception itself.
         (building / "tokenizer.json").write_text(model.tokenizer.to_str(pretty=True), "utf-8")
         (building / "recipe.json").write_text(model.recipe.model_dump_json(indent=1), "utf-8")
@@ -232,9 +247,15 @@ def _literal_tokens(tokenizer: Tokenizer, template: Template) -> int:
     )
 
 
-def _weights(model: Model) -> ModelWeights:
+def _weights(model: Model, progress: Progress) -> ModelWeights:
     return ModelWeights(
         model.checkpoint,
         tied=model.geometry.language.tie_word_embeddings,
         action_start_id=model.actions.action_start_id,
+        progress=progress,
     )
+
+
+def _sizes(model: Model) -> dict[str, int]:
+    """Elements of every tensor of the checkpoint."""
+    return {name: prod(model.checkpoint.shape(name)) for name in model.checkpoint.names}

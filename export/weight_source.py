@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.errors import CheckpointError
+from autovla_rt.export.progress import NoProgress, Progress
 
 CHUNK_ELEMENTS = 4 << 20
 """Elements converted at a time: 16 MiB of float32."""
@@ -47,8 +48,16 @@ class TensorReader(Protocol):
 class ModelWeights:
     """A checkpoint as a WeightSource, with the tied head and the text head resolved."""
 
-    def __init__(self, reader: TensorReader, *, tied: bool, action_start_id: int) -> None:
+    def __init__(
+        self,
+        reader: TensorReader,
+        *,
+        tied: bool,
+        action_start_id: int,
+        progress: Progress | None = None,
+    ) -> None:
         self._reader = reader
+        self._progress = progress or NoProgress()
         head = "model.embed_tokens.weight" if tied else f"{HEAD}.weight"
         self._aliases = {f"{HEAD}.weight": head, f"{TEXT_HEAD}.weight": head}
         self._action_start_id = action_start_id
@@ -71,6 +80,7 @@ class ModelWeights:
                 f"{stored}: expected finite weights, got NaN or infinity in rows {start} to {stop}."
                 " The training run diverged or the file is damaged: use another checkpoint."
             )
+        self._progress.advance(rows.size)
         return rows
 
 

@@ -13,6 +13,7 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.export.build import Settings, build_engine
 from autovla_rt.export.model_config import read_geometry
 from autovla_rt.export.open_model import ModelFiles, open_model
+from autovla_rt.export.progress import NoProgress
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import read_frames_dir
 
@@ -40,7 +41,7 @@ def plan_of(checkout, files):
     )
     engine = checkout / "engine"
     model = open_model(files)
-    build_engine(model, settings, engine, lambda _: None)
+    build_engine(model, settings, engine, NoProgress())
     model.checkpoint.close()
     planner = Planner.load(engine)
     request = read_frames_dir(SCENE)

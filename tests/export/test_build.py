@@ -13,6 +13,7 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export import build
 from autovla_rt.export.open_model import ModelFiles, open_model
+from autovla_rt.export.progress import NoProgress
 
 SIZES = dict.fromkeys(CAMERAS, (1920, 1080))
 
@@ -34,12 +35,37 @@ def settings(**changes) -> build.Settings:
     return build.Settings(**{"name": "test", "frame_sizes": SIZES, **changes})
 
 
+class Recorder:
+    """Remembers the stages and what was counted in each."""
+
+    def __init__(self):
+        self.stages = []
+
+    def stage(self, name, elements):
+        self.stages.append([name, elements, 0])
+
+    def advance(self, elements):
+        self.stages[-1][2] += elements
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_progress_ends_at_the_announced_total(model, tmp_path, precision):
+    progress = Recorder()
+    build.build_engine(model, settings(precision=precision), tmp_path / "e", progress)
+    assert [name for name, _, _ in progress.stages] == [
+        "vision tower",
+        "language model",
+        "checkpoint hash",
+        "bundle",
+    ]
+    for _, announced, counted in progress.stages[:2]:
+        assert announced == counted > 0
+
+
 def test_the_manifest_says_what_was_built(model, tmp_path):
-    steps = []
     folder = tmp_path / "e"
-    build.build_engine(model, settings(precision="fp32", notes=("a",)), folder, steps.append)
+    build.build_engine(model, settings(precision="fp32", notes=("a",)), folder, NoProgress())
     manifest = load_bundle(folder).manifest
-    assert steps == ["vision tower", "language model", "checkpoint hash", "bundle"]
     assert (manifest.precision.vision, manifest.precision.language) == ("fp32", "fp32")
     assert (manifest.target, manifest.backend, manifest.notes) == ("cpu", "ort", ("a",))
     assert manifest.checkpoint.sha256 == model.checkpoint.fingerprint()
@@ -65,10 +91,10 @@ def test_the_manifest_says_what_was_built(model, tmp_path):
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(model, tmp_path, changes, error, message):
+    progress = Recorder()
     with pytest.raises(error, match=message):
-        build.build_engine(
-            model, settings(**changes), tmp_path / "e", lambda step: pytest.fail(step)
-        )
+        build.build_engine(model, settings(**changes), tmp_path / "e", progress)
+    assert progress.stages == []
     assert list(tmp_path.iterdir()) == []
 
 

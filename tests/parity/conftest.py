@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from autovla_rt.config import CAMERAS
 from autovla_rt.export.build import Settings, build_engine
 from autovla_rt.export.open_model import ModelFiles, open_model
+from autovla_rt.export.progress import NoProgress
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import Request
 
@@ -67,7 +68,7 @@ def make_pair(shape, processor, folder, use_cot):
     files = ModelFiles(folder / "base", config, recipe=CHECKOUT)
     settings = Settings("pair", precision="fp32", frame_sizes=FRAME_SIZES)
     opened = open_model(files)
-    build_engine(opened, settings, folder / "engine", lambda _: None)
+    build_engine(opened, settings, folder / "engine", NoProgress())
     opened.checkpoint.close()
     return Pair(model, Planner.load(folder / "engine"), processor, folder)
 
