@@ -4,31 +4,38 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 CLI := $(BIN)/autovla-rt
 
-# The demo checkpoint: a seeded miniature in the official layout.
-DEMO := build/demo-checkpoint
-CHECKPOINT ?= $(DEMO)/base
-CONFIG ?= $(DEMO)/config.yaml
 TARGET ?= cpu
 PRECISION ?= int8
-ENGINE ?= engines/demo
-BUILD_OPTIONS ?= $(if $(filter $(DEMO)/base,$(CHECKPOINT)),--recipe demo/recipe.toml --note "demo miniature with random weights: its plans mean nothing")
+ENGINE ?= engines/$(basename $(notdir $(patsubst %/,%,$(CHECKPOINT))))
+
+# The demo checkpoint: a seeded miniature in the official layout.
+DEMO := build/demo-checkpoint
+DEMO_NOTE := demo miniature with random weights: its plans mean nothing
 
 # kernels is also a PyPI name: keep the working directory off the import path.
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo engine test lint bench clean
+.PHONY: help setup demo demo-engine engine test lint bench clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(VENV)/base.stamp  ## Create .venv with the runtime and what export needs (no torch)
 
-demo: engine  ## Build the demo engine and plan the demo scene
+demo: demo-engine  ## Build the demo engine and plan the demo scene
 	$(CLI) plan --frames calib_data/demo --engine engines/demo
 
-engine: $(VENV)/base.stamp $(if $(filter $(DEMO)/base,$(CHECKPOINT)),$(DEMO)/config.yaml)  ## Build an engine: CHECKPOINT= CONFIG= TARGET= PRECISION= ENGINE= BUILD_OPTIONS=
-	$(CLI) build --checkpoint $(CHECKPOINT) --config $(CONFIG) --target $(TARGET) --precision $(PRECISION) --out $(ENGINE) $(BUILD_OPTIONS)
+ifeq ($(CHECKPOINT),)
+engine: demo-engine  ## Build the demo engine, or CHECKPOINT= CONFIG= [TARGET= PRECISION= ENGINE= BUILD_OPTIONS=]
+else
+engine: $(VENV)/base.stamp
+	$(if $(CONFIG),,$(error CHECKPOINT needs CONFIG=, the YAML that it was trained with))
+	$(CLI) build --checkpoint "$(CHECKPOINT)" --config "$(CONFIG)" --target $(TARGET) --precision $(PRECISION) --out "$(ENGINE)" $(BUILD_OPTIONS)
+endif
+
+demo-engine: $(DEMO)/config.yaml
+	$(CLI) build --checkpoint $(DEMO)/base --config $(DEMO)/config.yaml --recipe demo/recipe.toml --target $(TARGET) --precision $(PRECISION) --note "$(DEMO_NOTE)" --out engines/demo
 
 $(DEMO)/config.yaml: demo/miniature.py demo/recipe.toml $(VENV)/base.stamp
 	$(BIN)/python demo/miniature.py $(DEMO) --seed 0

@@ -223,7 +223,7 @@ def _check_files(folder: Path, manifest: Manifest, identity: str, verify: bool) 
                 f"{folder / name}: expected sha256 {record.sha256}, got {digest}. "
                 "The file was altered or damaged: copy or build the bundle again."
             )
-    # A read-only or full home directory only costs the next load its time.
+    # A missing, read-only or full home directory only costs the next load its time.
     with contextlib.suppress(OSError, StorageError):
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_file(memory, json.dumps(stamps).encode())
@@ -231,7 +231,7 @@ def _check_files(folder: Path, manifest: Manifest, identity: str, verify: bool) 
 
 def _memory_path(folder: Path, identity: str) -> Path:
     """Copies of a bundle are remembered apart: inodes mean nothing on another file system."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 never raises
     place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
     return Path(cache) / "autovla-rt" / "verified" / f"{identity[:32]}-{place[:32]}.json"
 

@@ -26,7 +26,7 @@ from autovla_rt.errors import AutovlaError, DependencyError, InputError
 from autovla_rt.output_file import require_writable, write_file
 
 if TYPE_CHECKING:
-    from autovla_rt.export.build import Model, Settings
+    from autovla_rt.export.build import OpenedModel, Settings
     from autovla_rt.export.codebook import CodebookInfo
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.runtime.scene import Request
@@ -92,6 +92,13 @@ AddActionTokens = Annotated[
         "--add-action-tokens", help="Append the action tokens to a folder's tokenizer if absent."
     ),
 ]
+AddVisionId = Annotated[
+    bool,
+    typer.Option(
+        "--add-vision-id",
+        help='Write "Video N: " before each video, as transformers newer than AutoVLA\'s pin do.',
+    ),
+]
 TargetName = Annotated[str, typer.Option("--target", help="Device to build for.")]
 PrecisionName = Annotated[str, typer.Option("--precision", help="fp32, int8 or int4 on a CPU.")]
 Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
@@ -137,6 +144,7 @@ def export(
     codebook: CodebookFile = None,
     recipe: RecipeFile = None,
     add_action_tokens: AddActionTokens = False,
+    add_vision_id: AddVisionId = False,
     target: TargetName = "cpu",
     precision: PrecisionName = "int8",
     int4_block: Block = 128,
@@ -149,7 +157,7 @@ def export(
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.report import ExportProgress
 
-    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens)
+    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
     sizes = _frame_sizes(frame_size)
     settings = Settings(out.resolve().name, target, precision, int4_block, kv_capacity, sizes)
     with (
@@ -174,6 +182,7 @@ def build(
     codebook: CodebookFile = None,
     recipe: RecipeFile = None,
     add_action_tokens: AddActionTokens = False,
+    add_vision_id: AddVisionId = False,
     target: TargetName = "cpu",
     precision: PrecisionName = "int8",
     int4_block: Block = 128,
@@ -186,7 +195,7 @@ def build(
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.report import ExportProgress
 
-    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens)
+    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
     sizes, notes = _frame_sizes(frame_size), tuple(note or ())
     settings = Settings(
         out.resolve().name, target, precision, int4_block, kv_capacity, sizes, notes
@@ -194,6 +203,16 @@ def build(
     with _opened(files, settings) as model, ExportProgress() as progress:
         build_engine(model, settings, out, progress)
     _log(f"engine bundle: {out}")
+
+
+@app.command()
+def recipe(
+    source: Annotated[Path, typer.Argument(help="Training checkout, or a .toml recipe.")],
+) -> None:
+    """Print the prompt and answer format that a training checkout gives, as TOML."""
+    from autovla_rt.export.recipe import read_recipe, render_recipe
+
+    typer.echo(render_recipe(read_recipe(source)), nl=False)
 
 
 @app.command()
@@ -224,7 +243,7 @@ def plan(
     sensor_root: Annotated[Path | None, typer.Option(help="Root of the scene's paths.")] = None,
     speed: Annotated[float | None, typer.Option(help="Speed in m/s [scene.json].")] = None,
     acceleration: Annotated[
-        float | None, typer.Option(help="Acceleration in m/s² [scene.json].")
+        float | None, typer.Option(help="Norm of the acceleration in m/s² [scene.json].")
     ] = None,
     instruction: Annotated[
         str | None, typer.Option(help="Navigation instruction [scene.json].")
@@ -233,7 +252,9 @@ def plan(
     mode: Annotated[Mode, typer.Option(help="Let the model decide, or force an answer.")] = (
         Mode.auto
     ),
-    thinking_token_budget: Annotated[int, typer.Option(help="Most tokens of reasoning.")] = 512,
+    thinking_token_budget: Annotated[
+        int, typer.Option(min=0, help="Most tokens of reasoning.")
+    ] = 512,
     temperature: Annotated[float, typer.Option(help="Sample at this temperature; 0 is greedy.")] = (
         0.0
     ),
@@ -243,7 +264,7 @@ def plan(
         1.0
     ),
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="Threads [every core].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads [every physical core].")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 again.")] = False,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(help="Write the plan's JSON here.")] = None,
@@ -356,6 +377,12 @@ def _named_libraries() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
+        if library == __package__:
+            raise DependencyError(
+                f"{error.name} is missing: the package reaches its folders through symbolic links, "
+                "which this checkout lacks.\n"
+                "Restore them: git config core.symlinks true && git checkout -- autovla_rt"
+            ) from error
         if library not in EXTRAS:
             raise
         raise _missing(library, "this command") from error
@@ -375,7 +402,7 @@ def _missing(library: str, user: str) -> DependencyError:
 
 
 @contextlib.contextmanager
-def _opened(files: ModelFiles, settings: Settings) -> Iterator[Model]:
+def _opened(files: ModelFiles, settings: Settings) -> Iterator[OpenedModel]:
     """Check the target before any work, open the checkpoint, check that its answers compile."""
     from autovla_rt.export.build import check_settings
     from autovla_rt.export.open_model import open_model

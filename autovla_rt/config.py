@@ -176,6 +176,10 @@ class CompiledPrompt(Model):
     tail: Template
 
 
+SPARE_POSITIONS = 1
+"""Rotary rows and KV positions behind an engine's capacity, for padded passes of the runtime."""
+
+
 class Precision(Model):
     """Number format of each part's weights."""
 

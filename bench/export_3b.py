@@ -11,10 +11,12 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -108,16 +110,16 @@ def measure_build(folder: Path, checkpoint: Path, precision: str) -> dict[str, f
     """Build an engine bundle."""
     options = f"--config {folder}/config.yaml --recipe {REPO}/demo/recipe.toml"
     command = f"build --checkpoint {checkpoint} --precision {precision} --out {folder}/engine"
-    measured, _ = measure(f"{command} {options}".split())
+    measured, _, _ = measure(f"{command} {options}".split())
     size = sum(path.stat().st_size for path in (folder / "engine").iterdir())
     return {f"build_{key}": value for key, value in measured.items()} | {"bundle_gib": size / 2**30}
 
 
 def measure_plan(engine: Path, plans: int) -> dict[str, float]:
-    """Plan the demo scene `plans` times in fresh processes; medians."""
+    """Plan the demo scene in fresh processes, once to verify hashes and `plans` times; medians."""
     command = f"plan --frames {REPO}/calib_data/demo --mode fast --json --engine {engine}".split()
-    runs = [measure(command) for _ in range(plans + 1)][1:]
-    answers = [json.loads(output) for _, output in runs]
+    first, *runs = [measure(command) for _ in range(plans + 1)]
+    answers = [json.loads(output) for _, output, _ in runs]
     assert all(len(answer["action_tokens"]) == 10 for answer in answers)
 
     def median(values: list[float]) -> float:
@@ -125,19 +127,30 @@ def measure_plan(engine: Path, plans: int) -> dict[str, float]:
 
     stages = answers[0]["stages_ms"]
     return {
-        "plan_seconds": median([measured["seconds"] for measured, _ in runs]),
-        "plan_hwm_gib": median([measured["hwm_gib"] for measured, _ in runs]),
-        "plan_anon_gib": median([measured["anon_gib"] for measured, _ in runs]),
+        "first_load_seconds": load_seconds(first[2]),
+        "load_seconds": median([load_seconds(log) for _, _, log in runs]),
+        **{f"plan_{key}": median([run[0][key] for run in runs]) for key in first[0]},
         "request_seconds": median([sum(a["stages_ms"].values()) / 1e3 for a in answers]),
         "forward_passes": answers[0]["forward_passes"],
         **{f"{stage}_ms": median([a["stages_ms"][stage] for a in answers]) for stage in stages},
     }
 
 
-def measure(command: list[str]) -> tuple[dict[str, float], str]:
-    """Run the command line; seconds, VmHWM and largest RssAnon in GiB, and its stdout."""
+def load_seconds(log: str) -> float:
+    """What the command line said of loading."""
+    (seconds,) = re.findall(r"^loaded .* in ([0-9.]+) s$", log, re.MULTILINE)
+    return float(seconds)
+
+
+def measure(command: list[str]) -> tuple[dict[str, float], str, str]:
+    """Run the command line; seconds, VmHWM and largest RssAnon in GiB, its stdout and stderr."""
     start = time.perf_counter()
-    with subprocess.Popen([*CLI, *command], stdout=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            [*CLI, *command], stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
         hwm = anon = 0
         while process.poll() is None:
             status = read_status(process.pid)
@@ -145,10 +158,13 @@ def measure(command: list[str]) -> tuple[dict[str, float], str]:
             time.sleep(POLL_SECONDS)
         assert process.stdout is not None
         output = process.stdout.read()
+        seconds = time.perf_counter() - start
+        log.seek(0)
+        messages = log.read()
     if process.returncode != 0:
-        sys.exit(f"{command} ended with {process.returncode}")
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "hwm_gib": hwm / 2**20, "anon_gib": anon / 2**20}, output
+        sys.exit(f"{command} ended with {process.returncode}: {messages}")
+    figures = {"seconds": seconds, "hwm_gib": hwm / 2**20, "anon_gib": anon / 2**20}
+    return figures, output, messages
 
 
 def read_status(pid: int) -> dict[str, int]:
@@ -163,7 +179,8 @@ def read_status(pid: int) -> dict[str, int]:
 def table(rows: list[dict[str, float]]) -> str:
     """Markdown of all rows, with the machine."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", ""]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "numpy"))
+    lines = [f"{platform.machine()}, {os.cpu_count()} cores, {versions}; page cache warm", ""]
     lines += ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
     for row in rows:
         cells = [f"{v:.2f}" if isinstance(v := row.get(k, ""), float) else str(v) for k in keys]

@@ -42,6 +42,8 @@ PRECISIONS = {
 }
 """Precision of an engine -> (vision, language). A vision tower in int4 loses too much."""
 
+FULL_HD = (1920, 1080)
+
 VISION = "visual."
 """Prefix of the vision tower's tensors."""
 
@@ -56,7 +58,7 @@ INT4_BLOCKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class Model:
+class OpenedModel:
     """An opened checkpoint with all that belongs to it."""
 
     checkpoint: Checkpoint
@@ -82,7 +84,9 @@ class Settings:
     precision: str = "int8"
     int4_block: int = 128
     kv_capacity: int = 2048
-    frame_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    frame_sizes: dict[str, tuple[int, int]] = field(
+        default_factory=lambda: dict.fromkeys(CAMERAS, FULL_HD)
+    )
     notes: tuple[str, ...] = ()
 
     @property
@@ -113,7 +117,7 @@ def check_settings(settings: Settings) -> Target:
     return target
 
 
-def camera_layout(model: Model, settings: Settings) -> tuple[Camera, ...]:
+def camera_layout(model: OpenedModel, settings: Settings) -> tuple[Camera, ...]:
     """Cameras in the order of the prompt, each with the grid of its frames."""
     return tuple(
         Camera(
@@ -126,7 +130,7 @@ def camera_layout(model: Model, settings: Settings) -> tuple[Camera, ...]:
     )
 
 
-def engine_prompt(model: Model, cameras: tuple[Camera, ...]) -> CompiledPrompt:
+def engine_prompt(model: OpenedModel, cameras: tuple[Camera, ...]) -> CompiledPrompt:
     """Compile the prompt that this checkpoint was trained with."""
     recipe = model.recipe
     return compile_prompt(
@@ -139,7 +143,7 @@ def engine_prompt(model: Model, cameras: tuple[Camera, ...]) -> CompiledPrompt:
 
 
 def export_vision(
-    model: Model,
+    model: OpenedModel,
     settings: Settings,
     cameras: tuple[Camera, ...],
     folder: Path,
@@ -152,7 +156,7 @@ def export_vision(
 
 
 def export_language(
-    model: Model,
+    model: OpenedModel,
     settings: Settings,
     cameras: tuple[Camera, ...],
     folder: Path,
@@ -170,7 +174,7 @@ def export_language(
     emit_rotary(model.geometry, prompt, cameras, settings.kv_capacity, path)
 
 
-def build_engine(model: Model, settings: Settings, folder: Path, progress: Progress) -> None:
+def build_engine(model: OpenedModel, settings: Settings, folder: Path, progress: Progress) -> None:
     """Write a whole engine bundle to `folder`, atomically.
 
     Raises:
@@ -215,7 +219,7 @@ def build_engine(model: Model, settings: Settings, folder: Path, progress: Progr
         seal(building, manifest)
 
 
-def check_capacity(model: Model, prompt: CompiledPrompt, capacity: int) -> None:
+def check_capacity(model: OpenedModel, prompt: CompiledPrompt, capacity: int) -> None:
     """Refuse a KV cache in which an answer without reasoning would not fit.
 
     Raises:
@@ -247,7 +251,7 @@ def _literal_tokens(tokenizer: Tokenizer, template: Template) -> int:
     )
 
 
-def _weights(model: Model, progress: Progress) -> ModelWeights:
+def _weights(model: OpenedModel, progress: Progress) -> ModelWeights:
     return ModelWeights(
         model.checkpoint,
         tied=model.geometry.language.tie_word_embeddings,
@@ -256,6 +260,6 @@ def _weights(model: Model, progress: Progress) -> ModelWeights:
     )
 
 
-def _sizes(model: Model) -> dict[str, int]:
+def _sizes(model: OpenedModel) -> dict[str, int]:
     """Elements of every tensor of the checkpoint."""
     return {name: prod(model.checkpoint.shape(name)) for name in model.checkpoint.names}

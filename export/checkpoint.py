@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -30,14 +31,22 @@ class Checkpoint:
     """Named tensors of a model, all of them there and of the right shape.
 
     `geometry` is that of the checkpoint: its vocabulary is the embedding's number of rows.
-    `names` are those of the Qwen2.5-VL-3B hub files, in the order of computation.
+    `names` are those of the Qwen2.5-VL-3B hub files, in the order of computation. `stated_config`
+    is the training config that a Lightning file holds of itself (its hyper_parameters, in plain
+    containers), None for a Hugging Face folder or where the file states none.
     """
 
     def __init__(
-        self, path: Path, store: TensorStore, sources: Sources, geometry: Geometry
+        self,
+        path: Path,
+        store: TensorStore,
+        sources: Sources,
+        geometry: Geometry,
+        stated_config: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.geometry = geometry
+        self.stated_config = stated_config
         self.names = tuple(expected_shapes(geometry))
         self._store = store
         self._sources = sources
@@ -139,7 +148,9 @@ def open_checkpoint(
     except BaseException:
         store.close()
         raise
-    return Checkpoint(path, store, sources, geometry)
+    return Checkpoint(
+        path, store, sources, geometry, stated if stated and isinstance(stated, Mapping) else None
+    )
 
 
 def check_vocabulary(vocab_size: int, action_start_id: int, num_actions: int) -> None:

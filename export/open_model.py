@@ -5,16 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autovla_rt.config import ActionSpace
+from autovla_rt.config import ActionSpace, Recipe
 from autovla_rt.errors import CheckpointError, CodebookError, RecipeError
-from autovla_rt.export.build import Model
+from autovla_rt.export.build import OpenedModel
 from autovla_rt.export.checkpoint import Checkpoint, check_vocabulary, open_checkpoint
 from autovla_rt.export.codebook import read_codebook
 from autovla_rt.export.model_config import read_geometry, read_preprocessing
 from autovla_rt.export.recipe import read_recipe
 from autovla_rt.export.recipes.checkout import PROMPT_FILE
 from autovla_rt.export.tokenizer import end_token_ids, load_tokenizer
-from autovla_rt.export.training_config import TrainingConfig, read_training_config
+from autovla_rt.export.training_config import (
+    TrainingConfig,
+    check_agrees,
+    read_training_config,
+)
+
+BASE_VOCABULARY = 151_936
+"""Rows of Qwen2.5-VL's own embedding: a model that was never resized for actions."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class ModelFiles:
 
     `config` is the official YAML. `base` is the Hugging Face folder with config.json, tokenizer
     and preprocessing (default: the checkpoint itself if it is a folder, else the config's base).
+    `add_vision_id` writes "Video N: " before each video, for checkpoints trained with a
+    transformers newer than the official pin.
     """
 
     checkpoint: Path
@@ -31,9 +40,10 @@ class ModelFiles:
     codebook: Path | None = None
     recipe: Path | None = None
     add_action_tokens: bool = False
+    add_vision_id: bool = False
 
 
-def open_model(files: ModelFiles) -> Model:
+def open_model(files: ModelFiles) -> OpenedModel:
     """Open everything and verify that it belongs together. The caller closes `checkpoint`.
 
     Raises:
@@ -50,6 +60,7 @@ def open_model(files: ModelFiles) -> Model:
     base = files.base or (files.checkpoint if files.checkpoint.is_dir() else config.model_folder())
     checkpoint = open_checkpoint(files.checkpoint, geometry=read_geometry(base), lora=config.lora)
     try:
+        check_agrees(config, checkpoint.stated_config, files.checkpoint)
         return _assemble(files, config, base, checkpoint)
     except BaseException:
         checkpoint.close()
@@ -58,11 +69,13 @@ def open_model(files: ModelFiles) -> Model:
 
 def _assemble(
     files: ModelFiles, config: TrainingConfig, base: Path, checkpoint: Checkpoint
-) -> Model:
+) -> OpenedModel:
     codebook_file = files.codebook or config.codebook_file()
     codebook = read_codebook(codebook_file)
     vocabulary = checkpoint.geometry.language.vocab_size
     num_actions = vocabulary - config.action_start_id
+    if num_actions <= 0 or vocabulary == BASE_VOCABULARY:
+        check_vocabulary(vocabulary, config.action_start_id, len(codebook))
     tokenizer = load_tokenizer(
         base,
         action_start_id=config.action_start_id,
@@ -76,8 +89,7 @@ def _assemble(
             f"{config.action_start_id}), got {len(codebook)}. Pass --codebook the file that the "
             "checkpoint was trained with."
         )
-    check_vocabulary(vocabulary, config.action_start_id, num_actions)
-    return Model(
+    return OpenedModel(
         checkpoint=checkpoint,
         geometry=checkpoint.geometry,
         tokenizer=tokenizer,
@@ -90,9 +102,14 @@ def _assemble(
             dt=config.interval_length,
         ),
         codebook=codebook,
-        recipe=read_recipe(files.recipe or _checkout_of(files.config)),
+        recipe=_recipe(files),
         use_cot=config.use_cot,
     )
+
+
+def _recipe(files: ModelFiles) -> Recipe:
+    recipe = read_recipe(files.recipe or _checkout_of(files.config))
+    return recipe.model_copy(update={"add_vision_id": True}) if files.add_vision_id else recipe
 
 
 def _checkout_of(config: Path) -> Path:

@@ -59,7 +59,7 @@ def load_tokenizer(
 
 
 def end_token_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids that end an answer, in the order of generation_config.json.
+    """Return the ids that end an answer, `<|im_end|>` first.
 
     Without that file they are `<|im_end|>` and `<|endoftext|>`, as in Qwen's own.
 
@@ -78,7 +78,7 @@ def end_token_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
             f"{path}: eos_token_id is {stated!r}; expected ids of the tokenizer, with {IM_END} "
             f"({ids[0]}) among them. Give the folder that belongs to the tokenizer."
         )
-    return tuple(listed)
+    return ids[0], *(token for token in listed if token != ids[0])
 
 
 def _read(path: Path) -> Tokenizer:

@@ -88,7 +88,9 @@ def decode(
         CapacityError: Prompt and shortest answer exceed the engine's positions (before any pass).
         BundleError: The engine returned unusable logits.
     """
-    needed = _positions_needed(grammar, mode, thinking_token_budget)
+    require_possible(grammar, mode, thinking_token_budget)
+    allowed = grammar.branches if mode == "auto" else (mode,)
+    needed = {branch: grammar.positions(branch) for branch in allowed}
     _require_capacity(engine, len(prompt_ids), max(needed.values()))
     tape = _Tape(engine, prompt_ids)
     tape.write(*grammar.opening)
@@ -245,8 +247,12 @@ def _act(tape: _Tape, grammar: Grammar, sampler: Sampler, count: int) -> tuple[i
     return tuple(indices)
 
 
-def _positions_needed(grammar: Grammar, mode: Mode, thinking_token_budget: int) -> dict[str, int]:
-    """Return the positions that each branch allowed by `mode` needs, without reasoning."""
+def require_possible(grammar: Grammar, mode: Mode, thinking_token_budget: int) -> None:
+    """Refuse a mode or budget that this grammar cannot serve; cheap, so call it before any work.
+
+    Raises:
+        InputError: The mode is unknown or needs a chain of thought, or the budget is negative.
+    """
     if thinking_token_budget < 0:
         raise InputError(f"thinking_token_budget must be >= 0, got {thinking_token_budget}.")
     if mode not in ("auto", *BRANCHES):
@@ -256,8 +262,6 @@ def _positions_needed(grammar: Grammar, mode: Mode, thinking_token_budget: int) 
             f"mode {mode!r} needs a bundle with chain of thought, this one answers directly: use "
             "auto."
         )
-    allowed = grammar.branches if mode == "auto" else (mode,)
-    return {branch: grammar.positions(branch) for branch in allowed}
 
 
 def _require_capacity(engine: LanguageEngine, prompt_length: int, answer_length: int) -> None:

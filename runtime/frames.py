@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "
 """PIL modes that convert to RGB without loss of range; 16-bit and float images would be clipped."""
 
 UPRIGHT = 1
+BICUBIC = Image.Resampling.BICUBIC
 
 log = logging.getLogger("autovla_rt")
 
@@ -33,6 +35,8 @@ class FramePreprocessor:
     def __init__(self, preprocessing: Preprocessing, vision: VisionGeometry) -> None:
         self._preprocessing = preprocessing
         self._vision = vision
+        # Pillow decodes and resizes without the interpreter's lock.
+        self._pool = ThreadPoolExecutor(FRAMES_PER_CAMERA, thread_name_prefix="frames")
 
     def patches(self, frames: Sequence[Frame], camera: Camera) -> NDArray[np.float32]:
         """Return the patches [temporal, rows * columns, patch_width] of a camera's four frames.
@@ -50,10 +54,8 @@ class FramePreprocessor:
                 f"camera {camera.name}: expected {FRAMES_PER_CAMERA} frames, got {len(frames)}.\n"
                 "Give the last four frames at 2 Hz, oldest first."
             )
-        images = [
-            to_rgb(read_image(frame, name), name)
-            for frame, name in ((f, describe(f, camera.name, i)) for i, f in enumerate(frames))
-        ]
+        names = [describe(frame, camera.name, index) for index, frame in enumerate(frames)]
+        images = list(self._pool.map(_read_rgb, frames, names))
         width, height = self._common_size(images, camera)
         resized_height, resized_width = smart_resize(
             height,
@@ -62,12 +64,9 @@ class FramePreprocessor:
             min_pixels=self._preprocessing.min_pixels,
             max_pixels=self._preprocessing.max_pixels,
         )
-        pixels = np.stack(
-            [
-                np.asarray(image.resize((resized_width, resized_height), Image.Resampling.BICUBIC))
-                for image in images
-            ]
-        )
+        size = resized_width, resized_height
+        resized = self._pool.map(lambda image: image.resize(size, BICUBIC), images)
+        pixels = np.stack([np.asarray(image) for image in resized])
         return patchify(pixels, self._preprocessing, self._vision)
 
     def _common_size(self, images: Sequence[Image.Image], camera: Camera) -> tuple[int, int]:
@@ -86,9 +85,13 @@ class FramePreprocessor:
                 f"camera {camera.name}: frames of {width}x{height} give the patch grid {grid}, "
                 f"but this engine was built for the grid {camera.grid}.\n"
                 f"Give frames of the built size, or rebuild: autovla-rt build --frame-size "
-                f"{width}x{height}"
+                f"{camera.name}={width}x{height}"
             )
         return width, height
+
+
+def _read_rgb(frame: Frame, name: str) -> Image.Image:
+    return to_rgb(read_image(frame, name), name)
 
 
 def describe(frame: Frame, camera: str, index: int) -> str:

@@ -17,7 +17,7 @@ from autovla_rt.errors import BundleError, InputError
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
-from autovla_rt.runtime.decode import Decoded, Mode, decode, generate
+from autovla_rt.runtime.decode import Decoded, Mode, decode, generate, require_possible
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.grammar import compile_answer
 from autovla_rt.runtime.prompt import place_features, prompt_ids
@@ -28,6 +28,9 @@ from autovla_rt.runtime.trace import Trace
 DEFAULT_THINKING_TOKEN_BUDGET = 512
 GREEDY = Sampling()
 LOAD_ATTEMPTS = 3
+
+BACKENDS: dict[str, tuple[type[OrtVision], type[OrtLanguage]]] = {"ort": (OrtVision, OrtLanguage)}
+"""Backend of a bundle -> its vision and language engine."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Planner:
             before = manifest_identity(folder)
             try:
                 bundle = load_bundle(folder, verify=verify)
-                planner = cls(bundle, OrtVision(bundle, threads), OrtLanguage(bundle, threads))
+                planner = cls(bundle, *open_engines(bundle, threads))
             except (BundleError, OSError):
                 if manifest_identity(folder) == before:
                     raise
@@ -142,6 +145,7 @@ class Planner:
             InputError: a frame or value is unusable or does not fit the engine.
             CapacityError: prompt and answer do not fit the KV cache.
         """
+        require_possible(self._grammar, mode, thinking_token_budget)
         trace = Trace()
         prompted = self._prompted(request, trace)
         decoded = decode(
@@ -223,6 +227,23 @@ def _require_threads(threads: int | None) -> None:
             f"threads: expected 1 to {cores} (the cores of this machine), got {threads}.\n"
             "Leave it out to use every core."
         )
+
+
+def open_engines(bundle: Bundle, threads: int | None) -> tuple[VisionEngine, LanguageEngine]:
+    """Open the engines of a bundle's backend.
+
+    Raises:
+        BundleError: this version has no such backend, or the engines do not load.
+    """
+    backend = bundle.manifest.backend
+    if backend not in BACKENDS:
+        raise BundleError(
+            f"{bundle.folder}: built for the backend {backend!r} (target "
+            f"{bundle.manifest.target}), expected one of {', '.join(BACKENDS)}. Run it on its own "
+            "device, or build an engine for this one."
+        )
+    vision, language = BACKENDS[backend]
+    return vision(bundle, threads), language(bundle, threads)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:

@@ -364,3 +364,12 @@ def test_two_builds_into_one_folder(demo, invoke, tmp_path):
     assert invoke("inspect", out, "--verify")[0] == 0
     assert invoke("plan", "--frames", FRAMES, "--engine", out)[0] == 0
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_recipe_prints_what_a_checkout_gives(invoke, tmp_path):
+    code, out, _ = invoke("recipe", REPO / "tests" / "export" / "fixtures" / "checkout")
+    assert code == 0
+    (tmp_path / "printed.toml").write_text(out)
+    assert invoke("recipe", tmp_path / "printed.toml")[0] == 0
+    assert "{instruction}" in out
+    assert "three windows" in out

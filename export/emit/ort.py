@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.format import write_array_header_2_0
 from safetensors.numpy import save
 
-from autovla_rt.config import Camera, CompiledPrompt, Geometry, Precision
+from autovla_rt.config import SPARE_POSITIONS, Camera, CompiledPrompt, Geometry, Precision
 from autovla_rt.errors import CheckpointError
 from autovla_rt.export.graph.language import language_model, text_head
 from autovla_rt.export.graph.ort import OrtOps
@@ -59,10 +59,11 @@ def emit_language(
 def emit_rotary(
     geometry: Geometry, prompt: CompiledPrompt, cameras: Sequence[Camera], capacity: int, path: Path
 ) -> None:
-    """Write the cos and sin tables of every sequence position, and of one spare one behind."""
+    """Write the cos and sin tables of every sequence position and of the spare ones behind."""
     grids = {camera.name: camera.grid for camera in cameras}
     spans = [VideoSpan(video.start, grids[video.camera]) for video in prompt.videos]
-    cos, sin = rotary_tables(geometry, mrope_positions(geometry, spans, capacity + 1))
+    positions = capacity + SPARE_POSITIONS
+    cos, sin = rotary_tables(geometry, mrope_positions(geometry, spans, positions))
     path.write_bytes(save({"cos": cos, "sin": sin}))
 
 

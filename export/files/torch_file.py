@@ -241,7 +241,6 @@ class _Unpickler(RestrictedUnpickler):
 
         allowed: dict[tuple[str, str], Any] = {
             **inert_globals(),
-            ("torch", "Size"): tuple,
             ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
             # Names stand for themselves: a pickle cannot alter a string.

@@ -22,6 +22,7 @@ from autovla_rt.export.weight_source import WeightSource
 
 CONTRIB = "com.microsoft"
 OPSET, CONTRIB_VERSION, IR_VERSION = 20, 1, 10
+POSITION_INPUTS = ("seqlens_k", "total_sequence_length", "cos_cache", "sin_cache")
 
 
 class OrtOps(NodeSink):
@@ -41,28 +42,31 @@ class OrtOps(NodeSink):
         self, operator: str, inputs: Sequence[Value], outputs: int = 1, **attributes: Any
     ) -> list[Value]:
         """Append one node of the standard domain."""
-        return self._append("", operator, inputs, outputs, attributes)
+        return self._append("", operator, inputs, self._names(operator, outputs), attributes)
 
     def contrib(
         self, operator: str, inputs: Sequence[Value], outputs: int = 1, **attributes: Any
     ) -> list[Value]:
         """Append one node of ONNX Runtime's domain."""
-        return self._append(CONTRIB, operator, inputs, outputs, attributes)
+        return self._append(CONTRIB, operator, inputs, self._names(operator, outputs), attributes)
+
+    def _names(self, operator: str, count: int) -> list[Value]:
+        return [f"{operator}_{len(self._nodes)}_{index}" for index in range(count)]
 
     def _append(
         self,
         domain: str,
         operator: str,
         inputs: Sequence[Value],
-        outputs: int,
+        outputs: list[Value],
         attributes: dict[str, Any],
     ) -> list[Value]:
+        """Append a node with named outputs; an output named "" is left out."""
         name = f"{operator}_{len(self._nodes)}"
-        results = [f"{name}_{index}" for index in range(outputs)]
         self._nodes.append(
-            helper.make_node(operator, list(inputs), results, name, domain=domain, **attributes)
+            helper.make_node(operator, list(inputs), outputs, name, domain=domain, **attributes)
         )
-        return results
+        return outputs
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> Value:
         """Declare a graph input; a string names a dynamic dimension."""
@@ -76,7 +80,9 @@ class OrtOps(NodeSink):
 
     def constant(self, name: str, array: NDArray[np.generic]) -> Value:
         """Make a small constant, kept inside the graph."""
-        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        if self._constants.setdefault(name, tensor) != tensor:
+            raise ValueError(f"two different constants are called {name}")
         return name
 
     def stored(self, name: str) -> Value:
@@ -127,11 +133,10 @@ class OrtOps(NodeSink):
         self, x: Value, delta: Value, weight: str, epsilon: float
     ) -> tuple[Value, Value]:
         """Return (x + delta, rms_norm(x + delta)) in one pass over memory."""
-        normed, _, _, total = self.contrib(
-            "SkipSimplifiedLayerNormalization", [x, delta, self.weight(weight)], 4, epsilon=epsilon
-        )
-        node = self._nodes[-1]
-        node.output[1] = node.output[2] = ""
+        operator = "SkipSimplifiedLayerNormalization"
+        normed, total = self._names(operator, 2)
+        inputs = [x, delta, self.weight(weight)]
+        self._append(CONTRIB, operator, inputs, [normed, "", "", total], {"epsilon": epsilon})
         return total, normed
 
     def silu_mul(self, gate: Value, up: Value) -> Value:
@@ -186,31 +191,29 @@ class OrtOps(NodeSink):
     ) -> Value:
         """Causal grouped-query attention over layer `layer`'s cache, rotated by the tables."""
         if layer == 0:
-            self.input("seqlens_k", "int32", [1])
-            self.input("total_sequence_length", "int32", [1])
-            self.input("cos_cache", "float32", ["capacity", head_dim // 2])
-            self.input("sin_cache", "float32", ["capacity", head_dim // 2])
+            self._declare_positions(head_dim)
         cache: list[int | str] = [1, num_kv_heads, "capacity", head_dim]
-        past = [
-            self.input(f"past_key_values.{layer}.{part}", "float32", cache)
-            for part in ("key", "value")
-        ]
-        tables = ["seqlens_k", "total_sequence_length", "cos_cache", "sin_cache"]
-        attended, key, value = self.contrib(
-            "GroupQueryAttention",
-            [qkv, "", "", *past, *tables],
-            3,
-            num_heads=num_heads,
-            kv_num_heads=num_kv_heads,
-            do_rotary=1,
-        )
-        node = self._nodes[-1]
-        for index, (part, result) in enumerate((("key", key), ("value", value)), start=1):
-            present = f"present.{layer}.{part}"
-            assert node.output[index] == result
-            node.output[index] = present
-            self._outputs.append(helper.make_tensor_value_info(present, TensorProto.FLOAT, cache))
+        past, present = [], []
+        for part in ("key", "value"):
+            past.append(self.input(f"past_key_values.{layer}.{part}", "float32", cache))
+            present.append(f"present.{layer}.{part}")
+            self._outputs.append(
+                helper.make_tensor_value_info(present[-1], TensorProto.FLOAT, cache)
+            )
+        operator = "GroupQueryAttention"
+        (attended,) = self._names(operator, 1)
+        heads = {"num_heads": num_heads, "kv_num_heads": num_kv_heads, "do_rotary": 1}
+        inputs = [qkv, "", "", *past, *POSITION_INPUTS]
+        self._append(CONTRIB, operator, inputs, [attended, *present], heads)
         return attended
+
+    def _declare_positions(self, head_dim: int) -> None:
+        """Declare the inputs that all layers share: lengths of the sequence, rotary tables."""
+        seqlens, total, cos, sin = POSITION_INPUTS
+        for name in (seqlens, total):
+            self.input(name, "int32", [1])
+        for name in (cos, sin):
+            self.input(name, "float32", ["capacity", head_dim // 2])
 
     def save(self, path: Path, name: str) -> None:
         """Write the graph; it refers to the weight file by its name, so both share a folder."""

@@ -238,11 +238,41 @@ def _receiver(node: ast.expr) -> ast.expr:
 
 
 def _is_norm(node: ast.expr) -> bool:
-    """Tell whether an expression is a norm: no constants but exponents and indices."""
-    constants = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)]
-    return call_name(node) in VECTOR_NORMS and all(
-        isinstance(value, str) or value in (0, 1, 2) for value in constants
-    )
+    """Tell whether an expression is a norm: sqrt of squares, or another norm of components."""
+    match node:
+        case ast.Call(args=[argument], keywords=[]) if call_name(node) == "sqrt":
+            return _is_sum_of_squares(argument)
+        case ast.Call(args=[ast.List(parts) | ast.Tuple(parts)], keywords=[]) if (
+            call_name(node) == "norm"
+        ):
+            return all(map(_is_component, parts))
+        case ast.Call(args=[argument], keywords=[]) if call_name(node) in VECTOR_NORMS:
+            return _is_component(argument)
+        case ast.Call(args=arguments, keywords=[]) if call_name(node) == "hypot":
+            return all(map(_is_component, arguments))
+    return False
+
+
+def _is_sum_of_squares(node: ast.expr) -> bool:
+    """Tell whether an expression is `x**2 + y**2 + ...`; any other arithmetic changes the unit."""
+    match node:
+        case ast.BinOp(left, ast.Add(), right):
+            return _is_sum_of_squares(left) and _is_sum_of_squares(right)
+        case ast.BinOp(base, ast.Pow(), ast.Constant(value=2)):
+            return _is_component(base)
+    return False
+
+
+def _is_component(node: ast.expr) -> bool:
+    """Tell whether an expression only reads a number or vector, or is a norm of such."""
+    match node:
+        case ast.Name():
+            return True
+        case ast.Subscript(value=holder) | ast.Attribute(value=holder):
+            return _is_component(holder)
+        case ast.Call(func=ast.Attribute(value=holder)) if call_name(node) == "get":
+            return _is_read(node) and _is_component(holder)
+    return _is_norm(node)
 
 
 def _is_read(node: ast.expr) -> bool:

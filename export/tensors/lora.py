@@ -6,6 +6,7 @@ W' = W + (alpha / r) B A (Hu et al. 2021, "LoRA", section 4.1; names as PEFT sto
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,12 @@ ALPHA_HINT = (
     "(agent configs: use_lora and lora_alpha)."
 )
 
-_SPELLINGS = (("use", "alpha", "dropout"), ("use_lora", "lora_alpha", "lora_dropout"))
+_SHORT = ("use", "alpha", "dropout")
+_LONG = ("use_lora", "lora_alpha", "lora_dropout")
 """The switch, the numerator of the scaling, and the key that only tells a LoRA section apart."""
+
+# The short keys are anybody's (a focal loss has an alpha, too), so the section's name must tell.
+_LORA_SECTION = re.compile("(?<!exp)lora", re.IGNORECASE)  # not "exploration"
 
 BASE_SUFFIX = ".base_layer.weight"
 A_SUFFIX = ".lora_A.default.weight"
@@ -57,28 +62,10 @@ def adapted_modules(names: Iterable[str]) -> list[str]:
     )
 
 
-def read_lora_settings(section: Mapping[str, Any], source: str) -> LoraSettings | None:
-    """Return the settings in one config section, None where LoRA is off or not mentioned.
-
-    Raises:
-        CheckpointError: LoRA is on but alpha is missing or no positive number.
-    """
-    for use, alpha, _ in _SPELLINGS:
-        if section.get(use) is True:
-            value = section.get(alpha)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                value = math.nan
-            if not 0 < value < math.inf:
-                raise CheckpointError(
-                    f"{source}: {use} is true, but {alpha} is {section.get(alpha)!r}; expected a "
-                    f"positive number. {ALPHA_HINT}"
-                )
-            return LoraSettings(float(value))
-    return None
-
-
 def find_lora_settings(tree: Any, source: str) -> LoraSettings | None:
     """Return the LoRA settings anywhere in a tree of mappings, None where there are none.
+
+    use/alpha count only in a section named after LoRA, use_lora/lora_alpha in any.
 
     Raises:
         CheckpointError: two sections disagree, or one is incomplete.
@@ -102,10 +89,30 @@ def merge_lora(
     return delta
 
 
-def _walk(tree: Any, source: str) -> Iterator[LoraSettings | None]:
+def _read(
+    section: Mapping[str, Any], spelling: tuple[str, str, str], source: str
+) -> LoraSettings | None:
+    """Return the settings in one section, None where LoRA is off."""
+    use, alpha, _ = spelling
+    if section.get(use) is not True:
+        return None
+    value = section.get(alpha)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise CheckpointError(
+            f"{source}: {use} is true, but {alpha} is {section.get(alpha)!r}; expected a "
+            f"positive number. {ALPHA_HINT}"
+        )
+    return LoraSettings(float(value))
+
+
+def _walk(tree: Any, source: str, name: str = "") -> Iterator[LoraSettings | None]:
     if not isinstance(tree, Mapping):
         return
-    if any(use in tree and (alpha in tree or other in tree) for use, alpha, other in _SPELLINGS):
-        yield read_lora_settings(tree, source)
-    for value in tree.values():
-        yield from _walk(value, source)
+    for spelling in (_SHORT, _LONG) if _LORA_SECTION.search(name) else (_LONG,):
+        use, alpha, other = spelling
+        if use in tree and (alpha in tree or other in tree):
+            yield _read(tree, spelling, source)
+    for key, value in tree.items():
+        yield from _walk(value, source, str(key))

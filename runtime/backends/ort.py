@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from autovla_rt.bundle import Bundle
+from autovla_rt.config import SPARE_POSITIONS
 from autovla_rt.errors import BundleError, CapacityError
 from autovla_rt.kernels.action_head import action_logits
 from autovla_rt.runtime.backends import Float
@@ -23,11 +24,9 @@ ROW_MULTIPLE = 2
 A single row takes other kernels (matrix-vector, single-query attention) and so does, with AVX-512,
 the last row of an odd number. They round differently, which in a quantized engine flips integers
 and moves final hidden states by 0.3 %. Even numbers of rows agree bit for bit, on AVX2 and on
-AVX-512 VNNI. A pass of one token costs about 1.4 times as much.
+AVX-512 VNNI. A pass of one token costs about 1.4 times as much. One position more than the capacity
+(`SPARE_POSITIONS`) is room for a pass that ends at the last one.
 """
-
-SPARE_POSITIONS = ROW_MULTIPLE - 1
-"""Behind the KV capacity, for the repeated row of a pass that ends at the last position."""
 
 
 def int8_kernels_saturate(cpuinfo: str) -> bool:
@@ -69,7 +68,7 @@ def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
 
 
 class OrtVision:
-    """The vision tower: one graph per grid over shared weights."""
+    """The vision tower: one graph, and in memory one copy of the weights, per grid."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         grids = {camera.grid[1:] for camera in bundle.manifest.cameras}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -85,6 +86,27 @@ class TestLightningFile:
         )
         with open_checkpoint(path, geometry=tiny_geometry) as checkpoint:
             assert_equal_to_torch(checkpoint, old)
+
+    @pytest.mark.parametrize(
+        ("extra", "wanted"),
+        [
+            ({"hyper_parameters": {"model": {"use_cot": True}}}, {"model": {"use_cot": True}}),
+            (
+                {"hyper_parameters": argparse.Namespace(config=argparse.Namespace(a=[1, 2]))},
+                {"config": {"a": [1, 2]}},
+            ),
+            ({"hyper_parameters": {}}, None),
+            ({"hyper_parameters": 3}, None),
+            ({}, None),
+        ],
+        ids=["dict", "namespace", "empty", "number", "none"],
+    )
+    def test_states_its_training_config(
+        self, torch_files, tiny_geometry, tiny_state, tmp_path, extra, wanted
+    ):
+        path = torch_files.save_lightning(tmp_path / "x.ckpt", tiny_state, "autovla.vlm.", **extra)
+        with open_checkpoint(path, geometry=tiny_geometry) as checkpoint:
+            assert checkpoint.stated_config == wanted
 
     def test_reads_without_torch(self, torch_files, tiny_geometry, tiny_state, tmp_path):
         path = torch_files.save_lightning(tmp_path / "x.ckpt", tiny_state, "autovla.vlm.")

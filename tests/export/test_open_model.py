@@ -7,10 +7,12 @@ from contextlib import closing
 
 import pytest
 from demo_engine import RECIPE, copy_checkpoint, make_demo
+from random_checkpoint import write_lightning
 from safetensors.numpy import load_file, save_file
 
 from autovla_rt.errors import CheckpointError, CodebookError, RecipeError
-from autovla_rt.export.open_model import ModelFiles, open_model
+from autovla_rt.export.model_config import read_geometry
+from autovla_rt.export.open_model import BASE_VOCABULARY, ModelFiles, open_model
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,37 @@ def test_a_refused_checkpoint_is_closed(mine):
         with pytest.raises(RecipeError):
             open_model(ModelFiles(mine.base, mine.config))
     assert descriptors() == before
+
+
+def test_a_base_model_that_was_never_trained_on_actions(mine, tmp_path):
+    geometry = read_geometry(mine.base)
+    language = geometry.language.model_copy(update={"vocab_size": BASE_VOCABULARY})
+    checkpoint = tmp_path / "untrained.ckpt"
+    write_lightning(checkpoint, geometry.model_copy(update={"language": language}), seed=0)
+    config = mine.config.read_text().replace("action_start_id: 1522", "action_start_id: 151665")
+    mine.config.write_text(config)
+    with pytest.raises(CheckpointError, match="never trained on actions"):
+        open_model(ModelFiles(checkpoint, mine.config, recipe=RECIPE))
+
+
+def test_an_action_start_beyond_the_vocabulary(mine):
+    config = mine.config.read_text().replace("action_start_id: 1522", "action_start_id: 151665")
+    mine.config.write_text(config)
+    with pytest.raises(CheckpointError, match=r"3570 rows, but action_start_id 151665 \+ 2048"):
+        open_model(ModelFiles(mine.base, mine.config, recipe=RECIPE))
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_video_labels_are_a_switch(demo, wanted):
+    files = ModelFiles(demo.base, demo.config, recipe=RECIPE, add_vision_id=wanted)
+    with closing((model := open_model(files)).checkpoint):
+        assert model.recipe.add_vision_id is wanted
+
+
+def test_a_config_that_the_checkpoint_was_not_trained_with(mine, tmp_path):
+    checkpoint = tmp_path / "trained.ckpt"
+    stated = {"config": {"model": {"use_cot": False, "trajectory": {"interval_length": 0.1}}}}
+    geometry = read_geometry(mine.base)
+    write_lightning(checkpoint, geometry, seed=0, hyper_parameters=stated)
+    with pytest.raises(CheckpointError, match=r"(?s)use_cot.*interval_length"):
+        open_model(ModelFiles(checkpoint, mine.config, recipe=RECIPE))

@@ -124,3 +124,9 @@ class TestEndTokens:
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
         with pytest.raises(CheckpointError, match="eos_token_id is"):
             end_token_ids(tmp_path, base)
+
+
+def test_the_end_of_a_turn_comes_first_whatever_the_files_order(qwen_folder, tmp_path):
+    tokenizer = load_tokenizer(qwen_folder, **ACTIONS, add_action_tokens=True)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [151643, 151645]}')
+    assert end_token_ids(tmp_path, tokenizer) == (151645, 151643)

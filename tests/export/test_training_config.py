@@ -9,7 +9,7 @@ import yaml
 
 from autovla_rt.errors import CheckpointError
 from autovla_rt.export.tensors.lora import LoraSettings
-from autovla_rt.export.training_config import read_training_config
+from autovla_rt.export.training_config import check_agrees, read_training_config
 
 # The keys of the official training configs; further ones must not disturb.
 CONFIG: dict[str, Any] = {
@@ -117,6 +117,66 @@ def test_refuses_a_missing_file(tmp_path):
     assert "no such file" in refusal(tmp_path / "x.yaml")
 
 
+class TestAgreement:
+    """The config given against the one that the checkpoint states."""
+
+    DIFFERENCES = (
+        ("model.use_cot", False, True),
+        ("model.tokens.action_start_id", 151936, 151665),
+        ("model.trajectory.num_poses", 8, 10),
+        ("model.trajectory.interval_length", 0.1, 0.5),
+        ("model.video.min_pixels", 3136, 109760),
+        ("model.video.max_pixels", 401408, 109760),
+    )
+
+    @staticmethod
+    def changed(key, value):
+        tree = copy.deepcopy(CONFIG)
+        *parents, last = key.split(".")
+        section = tree
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+        return tree
+
+    @staticmethod
+    def wrapped(tree, place):
+        return {place: tree, "lr": 1e-5} if place else tree
+
+    @pytest.mark.parametrize("place", [None, "config", "cfg", "settings"])
+    @pytest.mark.parametrize(("key", "trained", "given"), DIFFERENCES)
+    def test_a_difference_is_named(self, tmp_path, key, trained, given, place):
+        config = read_training_config(write(tmp_path))
+        stated = self.wrapped(self.changed(key, trained), place)
+        with pytest.raises(CheckpointError) as caught:
+            check_agrees(config, stated, tmp_path / "x.ckpt")
+        lines = str(caught.value).splitlines()
+        assert lines[0].startswith(f"{tmp_path / 'x.ckpt'}: ")
+        assert lines[1:-1] == [f"{key}: {given} in {config.path}, {trained} in the checkpoint"]
+        assert lines[-1] == "Give the config that it was trained with."
+
+    @pytest.mark.parametrize("place", [None, "config", "cfg", "settings"])
+    def test_the_same_config_agrees(self, tmp_path, place):
+        config = read_training_config(write(tmp_path))
+        check_agrees(config, self.wrapped(CONFIG, place), tmp_path)
+
+    @pytest.mark.parametrize(
+        "stated",
+        [
+            None,
+            {},
+            {"lr": 1e-5},
+            {"model": {"use_cot": True}},
+            {"model": {"use_cot": True, "video": {"max_pixels": "${pixels}"}}},
+            {"model": "qwen", "config": None},
+            {"config": {"model": {"use_cot": True}}, "other": {"model": {"use_cot": False}}},
+        ],
+        ids=str,
+    )
+    def test_what_is_not_stated_is_no_difference(self, tmp_path, stated):
+        check_agrees(read_training_config(write(tmp_path)), stated, tmp_path)
+
+
 class TestPaths:
     """Relative paths mean the checkout's root, which the official code assumes to be the cwd."""
 
@@ -160,3 +220,59 @@ class TestPaths:
         wanted = "weights/Qwen2.5-VL-3B-Instruct"
         assert lines.count(str(tmp_path / "config" / wanted)) == 1
         assert lines.count(str(tmp_path / wanted)) == 1
+
+    def refused(self, path):
+        with pytest.raises(CheckpointError) as caught:
+            read_training_config(path).model_folder()
+        return str(caught.value)
+
+    def test_a_hugging_face_id_is_recognised(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        name = "Qwen/Qwen2.5-VL-3B-Instruct"
+        message = self.refused(write(tmp_path, {"model.pretrained_model_path": name}))
+        assert "Hugging Face id" in message
+        assert f"hf download {name}" in message
+        assert "--base" in message
+
+    def test_a_codebook_is_not_taken_for_a_hugging_face_id(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(CheckpointError, match="codebook_cache_path is") as caught:
+            read_training_config(write(tmp_path)).codebook_file()
+        assert "Hugging Face" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["./weights/base", "/data/base", "a/b/c", "base"])
+    def test_a_path_is_not_taken_for_a_hugging_face_id(self, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        message = self.refused(write(tmp_path, {"model.pretrained_model_path": name}))
+        assert "Hugging Face" not in message
+
+    def test_the_home_of_an_unknown_user_is_refused(self, tmp_path):
+        name = "~nobody-of-this-name/base"
+        message = self.refused(write(tmp_path, {"model.pretrained_model_path": name}))
+        assert f"model.pretrained_model_path is {name}" in message
+        assert "Correct the path" in message
+
+    def test_nothing_above_the_checkout_is_taken(self, tmp_path, monkeypatch):
+        checkout = tmp_path / "checkout"
+        path = write(checkout / "config")
+        (tmp_path / "cwd").mkdir()
+        monkeypatch.chdir(tmp_path / "cwd")
+        (tmp_path / "weights" / "Qwen2.5-VL-3B-Instruct").mkdir(parents=True)
+        assert read_training_config(path).model_folder().is_relative_to(tmp_path / "weights")
+        (checkout / "models").mkdir()
+        (checkout / "models" / "autovla.py").touch()
+        assert f"\n{tmp_path / 'weights'}" not in self.refused(path)
+
+    @pytest.mark.parametrize(("depth", "found"), [(4, True), (5, False)])
+    def test_without_a_checkout_four_parents_are_searched(
+        self, tmp_path, monkeypatch, depth, found
+    ):
+        path = write(tmp_path.joinpath(*"abcde"[:depth]))
+        (tmp_path / "cwd").mkdir()
+        monkeypatch.chdir(tmp_path / "cwd")
+        wanted = tmp_path / "weights" / "Qwen2.5-VL-3B-Instruct"
+        wanted.mkdir(parents=True)
+        if found:
+            assert read_training_config(path).model_folder() == wanted
+        else:
+            self.refused(path)

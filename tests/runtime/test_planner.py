@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from demo_engine import FRAMES, RECIPE, make_demo, run
 from PIL import Image
 
-from autovla_rt.errors import CapacityError, InputError
-from autovla_rt.runtime.planner import Planner
+from autovla_rt.bundle import Bundle, load_bundle
+from autovla_rt.config import CAMERAS
+from autovla_rt.errors import BundleError, CapacityError, InputError
+from autovla_rt.runtime.planner import Planner, open_engines
 from autovla_rt.runtime.sampling import Sampling
 from autovla_rt.runtime.scene import Request, read_frames_dir
 
@@ -165,3 +169,16 @@ def test_an_engine_of_direct_answers(demo, tmp_path, request_):
     assert (plan.mode, plan.p_slow, plan.reasoning) == ("direct", None, "")
     with pytest.raises(InputError, match="needs a bundle with chain of thought"):
         planner.plan(request_, mode="slow")
+
+
+def test_a_bundle_of_another_backend_is_refused(demo):
+    bundle = load_bundle(demo.engine)
+    manifest = bundle.manifest.model_copy(update={"backend": "tensorrt", "target": "agx-orin-64"})
+    with pytest.raises(BundleError, match=r"'tensorrt' .target agx-orin-64., expected"):
+        open_engines(Bundle(bundle.folder, manifest, bundle.identity), None)
+
+
+def test_an_impossible_budget_is_refused_before_a_frame_is_read(planner, request_):
+    unread = replace(request_, frames={camera: (Path("gone"),) * 4 for camera in CAMERAS})
+    with pytest.raises(InputError, match="thinking_token_budget must be >= 0"):
+        planner.plan(unread, thinking_token_budget=-1)

@@ -364,6 +364,54 @@ def test_unknown_shapes_are_refused_with_their_line(
     assert_shows(refusal(root), root, file, line)
 
 
+@pytest.mark.parametrize(
+    "norm",
+    [
+        "float(velocity_x * KMH)",
+        "float(velocity_x / 2)",
+        "float(velocity_x - bias)",
+        "float(velocity_x + velocity_y)",
+        "float(velocity_x**2)",
+        "float(-velocity_x)",
+        "float(to_kmh(velocity_x))",
+        "float((velocity * KMH)[0])",
+        "np.sqrt(velocity_x)",
+        "np.sqrt(velocity_x**2 - velocity_y**2)",
+        "np.sqrt(velocity_x**2 + velocity_y)",
+        "np.sqrt(velocity_x**2 * 2)",
+        "np.sqrt(velocity_x**1)",
+        "np.sqrt((velocity_x * KMH) ** 2 + velocity_y**2)",
+        "np.hypot(velocity_x * KMH, velocity_y)",
+        "np.linalg.norm(velocity, 1)",
+        "np.linalg.norm(velocity, ord=1)",
+        "np.linalg.norm([velocity_x * KMH, velocity_y])",
+    ],
+)
+def test_arithmetic_that_changes_the_unit_is_no_norm(edit: Edit, norm: str) -> None:
+    root = edit(PROMPT, NORM, norm)
+    assert_shows(refusal(root), root, PROMPT, f"velocity = {norm}")
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        "float(velocity_x)",
+        "float(velocity[0])",
+        'float(input_features["velocity"][0])',
+        'float(input_features.get("velocity"))',
+        "float(self.velocity)",
+        "math.sqrt(velocity[0] ** 2 + velocity[1] ** 2 + velocity[2] ** 2)",
+        "float(np.sqrt(velocity_x**2 + velocity_y**2))",
+        "np.hypot(velocity_x, velocity_y)",
+        "np.linalg.norm(velocity)",
+        "float(np.linalg.norm(velocity[:2]))",
+        "np.linalg.norm([velocity_x, velocity_y])",
+    ],
+)
+def test_norms_and_numbers_as_they_are_read_are_the_velocity(edit: Edit, norm: str) -> None:
+    assert read_checkout(edit(PROMPT, NORM, norm)).prompt_cot == read_checkout(CHECKOUT).prompt_cot
+
+
 def test_a_fourth_video_is_refused_with_its_line(edit: Edit) -> None:
     text = '            {\n                "type": "text",\n                "text": (\n'
     root = edit(PROMPT, text + '                    f"It', f"            {VIDEO}\n{text}" + ' f"It')

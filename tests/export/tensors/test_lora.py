@@ -13,7 +13,6 @@ from autovla_rt.export.tensors.lora import (
     LoraSettings,
     find_lora_settings,
     merge_lora,
-    read_lora_settings,
 )
 
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -58,23 +57,45 @@ def test_merge_is_in_float32_for_narrow_types():
 class TestSettings:
     @pytest.mark.parametrize("section", [TRAINING, AGENT])
     def test_both_spellings(self, section):
-        assert read_lora_settings(section, "x") == LoraSettings(16)
+        assert find_lora_settings({"lora": section}, "x") == LoraSettings(16)
 
     @pytest.mark.parametrize(
         "section", [{**TRAINING, "use": False}, {"use": "gpu", "alpha": 3}, {}]
     )
     def test_off_or_not_mentioned(self, section):
-        assert read_lora_settings(section, "x") is None
+        assert find_lora_settings({"lora": section}, "x") is None
 
     @pytest.mark.parametrize("alpha", [None, 0, -8, "8", True, float("nan"), float("inf")])
     def test_alpha_must_be_a_positive_number(self, alpha):
         with pytest.raises(CheckpointError, match=r"c\.yaml: use_lora is true, but lora_alpha is"):
-            read_lora_settings({**AGENT, "lora_alpha": alpha}, "c.yaml")
+            find_lora_settings({**AGENT, "lora_alpha": alpha}, "c.yaml")
 
     def test_found_at_any_depth(self):
         tree = {"a": 3, "config": {"model": {"lora": TRAINING}, "agent": {"lora_conf": AGENT}}}
         assert find_lora_settings(tree, "x") == LoraSettings(16)
         assert find_lora_settings({"augment": {"use": True}}, "x") is None
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"augmentation": {"use": True, "dropout": 0.1}},
+            {"focal": {"use": True, "alpha": 0.25}},
+            {"exploration": {"use": True, "alpha": 0.25}},
+        ],
+        ids=["augmentation", "focal", "exploration"],
+    )
+    def test_of_other_things_are_not_taken_for_lora(self, other):
+        assert find_lora_settings({"model": other}, "x") is None
+        assert find_lora_settings({"loss": other, "lora": TRAINING}, "x") == LoraSettings(16)
+        assert find_lora_settings({**other, "agent": AGENT}, "x") == LoraSettings(16)
+
+    @pytest.mark.parametrize("name", ["lora", "LoRA", "vlm_lora_conf"])
+    def test_short_keys_count_under_a_name_with_lora(self, name):
+        assert find_lora_settings({"model": {name: TRAINING}}, "x") == LoraSettings(16)
+
+    def test_long_keys_win_over_short_ones_of_another_thing(self):
+        tree = {"agent": {**AGENT, "use": True, "alpha": 0.25}}
+        assert find_lora_settings(tree, "x") == LoraSettings(16)
 
     def test_sections_that_disagree_are_refused(self):
         tree = {"model": {"lora": TRAINING}, "lora_conf": {**AGENT, "lora_alpha": 8}}
