@@ -201,6 +201,11 @@ def test_frames_and_scene_that_do_not_go_together(bad_plan, source, message):
     assert message in bad_plan(USAGE, source=source)
 
 
+def test_a_negative_budget_is_wrong_usage(bad_plan):
+    message = bad_plan(USAGE, "--thinking-token-budget=-1")
+    assert "greater than or equal to 0" in message
+
+
 @pytest.mark.parametrize("threads", ["0", "-3", "100000", "2000000000"])
 def test_a_number_of_threads_that_makes_no_sense(bad_plan, threads):
     message = bad_plan(INPUT, f"--threads={threads}")
@@ -218,7 +223,6 @@ def test_a_number_of_threads_that_makes_no_sense(bad_plan, threads):
         (("--top-k", "5"), "no effect on a greedy choice"),
         (("--seed", "-1"), "seed must be a whole number >= 0"),
         (("--repetition-penalty", "0"), "repetition_penalty must be a finite number > 0"),
-        (("--thinking-token-budget", "-1"), "thinking_token_budget must be >= 0"),
     ],
 )
 def test_unusable_decoding_options(bad_plan, words, message):
@@ -524,7 +528,7 @@ def test_a_folder_that_is_no_engine(invoke, tmp_path, command):
     [
         ({"format_version": 2}, "expected format version 1"),
         ({"files": {"../x": {"size": 1, "sha256": "0"}}}, "got '../x'"),
-        ({"files": {}}, "expected the file tokenizer.json in the manifest"),
+        ({"files": {}}, "expected the file vision_8x14.onnx in the manifest"),
         ({"kv_capacity": "many"}, "kv_capacity: Input should be a valid integer"),
     ],
 )

@@ -17,7 +17,10 @@ from autovla_rt.export.recipes.toml import parse_template, parse_toml, read_toml
 DEMO = Path(__file__).parents[3] / "demo" / "recipe.toml"
 TOML = DEMO.read_text(encoding="utf-8")
 
-texts = st.text(max_size=12) | st.sampled_from(
+# Chat markup such as <|x|> is refused; without bars none can arise, joined texts included.
+texts = st.text(
+    st.characters(codec="utf-8", exclude_characters="|"), max_size=12
+) | st.sampled_from(
     [
         '"""',
         '"',
