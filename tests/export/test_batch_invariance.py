@@ -112,14 +112,15 @@ def build_engines(name, folder):
 def test_a_per_tensor_scale_would_be_noticed(monkeypatch, tmp_path):
     monkeypatch.setitem(LINEARS, "int8", lambda _block: PerTensorInt8())
     with pytest.raises(AssertionError, match="Not equal"):
-        test_k_tokens_in_one_pass_equal_k_passes(build_engines("int8", tmp_path), 10)
+        test_k_tokens_in_one_pass_equal_k_passes(build_engines("int8", tmp_path), 10, 0)
 
 
+@pytest.mark.parametrize("seed", range(8))  # a rounding flips an integer in one pass of several
 @pytest.mark.parametrize("count", [2, 7, 10])
-def test_k_tokens_in_one_pass_equal_k_passes(engines, count):
+def test_k_tokens_in_one_pass_equal_k_passes(engines, count, seed):
     _, language = engines
     language.truncate(0)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     embeddings = language.embed(rng.integers(0, 640, 16 + count))
     # Massive activations in one row: a per-tensor scale would crush all others.
     embeddings[17] *= 50
@@ -128,7 +129,9 @@ def test_k_tokens_in_one_pass_equal_k_passes(engines, count):
     language.truncate(16)
     alone = np.concatenate([language.extend(embeddings[i : i + 1]) for i in range(16, 16 + count)])
     assert np.abs(together).max() > 1
-    np.testing.assert_allclose(together, alone, rtol=0, atol=ROUNDING * np.abs(alone).max())
+    # Float kernels round differently for one row (2e-5 of the largest value seen); a flipped
+    # integer costs 3e-3.
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-4 * np.abs(alone).max())
 
 
 def test_prefill_in_one_pass_equals_two(engines):
