@@ -11,19 +11,17 @@ class Trace:
     """Durations of one request's stages, in the order in which the stages were first entered.
 
     Spans of different names may nest (each keeps its full duration). A name that is entered again
-    later adds up; one entered again while it is still open is counted but not timed twice.
+    later adds up; one entered again while it is still open is not timed twice.
     """
 
     def __init__(self) -> None:
         self._elapsed_ns: dict[str, int] = {}
-        self._counts: dict[str, int] = {}
         self._open: set[str] = set()
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Measure the body as part of stage `name`, also when it raises."""
         self._elapsed_ns.setdefault(name, 0)
-        self._counts[name] = self._counts.get(name, 0) + 1
         if name in self._open:
             yield
             return
@@ -38,7 +36,3 @@ class Trace:
     def stages_ms(self) -> dict[str, float]:
         """Return the milliseconds spent in each stage; a span that is still open counts nothing."""
         return {name: elapsed / 1e6 for name, elapsed in self._elapsed_ns.items()}
-
-    def counts(self) -> dict[str, int]:
-        """Return how many spans of each stage were entered."""
-        return dict(self._counts)

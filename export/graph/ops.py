@@ -35,7 +35,7 @@ class Ops(Protocol):
         ...
 
     def rms_norm(self, x: Value, weight: str, epsilon: float) -> Value:
-        """X / rms(x) * weight over the last axis (Zhang & Sennrich 2019)."""
+        """Return x / rms(x) * weight over the last axis (Zhang & Sennrich 2019)."""
         ...
 
     def add_rms_norm(
@@ -49,11 +49,7 @@ class Ops(Protocol):
         ...
 
     def gelu(self, x: Value) -> Value:
-        """X * Φ(x) with the exact error function, not the tanh approximation."""
-        ...
-
-    def add(self, a: Value, b: Value) -> Value:
-        """A + b."""
+        """Return x * Φ(x) with the exact error function, not the tanh approximation."""
         ...
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:

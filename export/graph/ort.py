@@ -123,7 +123,7 @@ class OrtOps(NodeSink):
         return self._linear.lower(self, x, modules, bias)
 
     def rms_norm(self, x: Value, weight: str, epsilon: float) -> Value:
-        """X / rms(x) * weight over the last axis."""
+        """Return x / rms(x) * weight over the last axis."""
         (y,) = self.node(
             "SimplifiedLayerNormalization", [x, self.weight(weight)], axis=-1, epsilon=epsilon
         )
@@ -145,12 +145,8 @@ class OrtOps(NodeSink):
         return self.node("Mul", [activated, up])[0]
 
     def gelu(self, x: Value) -> Value:
-        """X * Φ(x), exact."""
+        """Return x * Φ(x), exact."""
         return self.contrib("Gelu", [x])[0]
-
-    def add(self, a: Value, b: Value) -> Value:
-        """A + b."""
-        return self.node("Add", [a, b])[0]
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
         """Reshape; -1 is inferred."""

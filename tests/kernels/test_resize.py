@@ -1,10 +1,7 @@
-import importlib
-import sys
-import types
-
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from qwen_vl_utils_module import import_vision_process
 
 from autovla_rt.config import Preprocessing, VisionGeometry
 from autovla_rt.errors import InputError
@@ -15,20 +12,7 @@ BUDGET = 140 * 28 * 28
 
 @pytest.fixture(scope="module")
 def qwen_resize():
-    # qwen-vl-utils imports torchvision, which has no build for this torch; its resize rule uses
-    # none of it. An empty stand-in lets the real rule be imported, and is removed at once.
-    names = ("torchvision", "torchvision.io", "torchvision.transforms")
-    assert not set(names) & set(sys.modules)
-    modules = {name: types.ModuleType(name) for name in names}
-    modules["torchvision"].io = modules["torchvision.io"]
-    modules["torchvision"].transforms = modules["torchvision.transforms"]
-    modules["torchvision.transforms"].InterpolationMode = types.SimpleNamespace(BICUBIC="bicubic")
-    sys.modules |= modules
-    try:
-        return importlib.import_module("qwen_vl_utils.vision_process").smart_resize
-    finally:
-        for name in names:
-            del sys.modules[name]
+    return import_vision_process().smart_resize
 
 
 def vision(**changes):

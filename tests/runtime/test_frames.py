@@ -1,11 +1,9 @@
-import importlib
 import logging
-import sys
-import types
 
 import numpy as np
 import pytest
 from PIL import Image
+from qwen_vl_utils_module import import_vision_process
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from autovla_rt.config import Camera, Preprocessing, VisionGeometry
@@ -28,19 +26,7 @@ ORIENTATION_TAG = 0x0112
 
 @pytest.fixture(scope="module")
 def fetch_image():
-    # qwen-vl-utils imports torchvision, which has no build for this torch; reading and resizing
-    # still images uses none of it. An empty stand-in lets the real code be imported.
-    names = ("torchvision", "torchvision.io", "torchvision.transforms")
-    modules = {name: types.ModuleType(name) for name in names}
-    modules["torchvision"].io = modules["torchvision.io"]
-    modules["torchvision"].transforms = modules["torchvision.transforms"]
-    modules["torchvision.transforms"].InterpolationMode = types.SimpleNamespace(BICUBIC="bicubic")
-    sys.modules |= modules
-    try:
-        return importlib.import_module("qwen_vl_utils.vision_process").fetch_image
-    finally:
-        for name in names:
-            del sys.modules[name]
+    return import_vision_process().fetch_image
 
 
 @pytest.fixture(scope="module")

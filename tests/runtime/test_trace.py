@@ -29,7 +29,6 @@ def test_stages_keep_their_order_and_repeated_spans_add_up(clock):
             clock.advance(ms)
         clock.advance(1000)
     assert list(trace.stages_ms().items()) == [("prefill", 40.0), ("actions", 7.5)]
-    assert trace.counts() == {"prefill": 2, "actions": 1}
 
 
 def test_nested_spans_each_keep_their_duration_and_a_name_is_not_timed_twice(clock):
@@ -40,7 +39,6 @@ def test_nested_spans_each_keep_their_duration_and_a_name_is_not_timed_twice(clo
             clock.advance(20)
         clock.advance(2)
     assert trace.stages_ms() == {"request": 23.0, "reasoning": 20.0}
-    assert trace.counts()["reasoning"] == 2
 
 
 def test_a_span_that_raises_is_measured_and_closed(clock):
