@@ -46,6 +46,7 @@ codebook_app = typer.Typer(help="Import, build and show action codebooks.", no_a
 app.add_typer(codebook_app, name="codebook")
 
 DEFAULT_ENGINE = Path("engines/demo")
+DEFAULT_ALTERNATIVES, MAX_ALTERNATIVES = 8, 64
 DEFAULT_FRAME_SIZE = ("1920x1080",)
 SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
@@ -268,11 +269,24 @@ def plan(
     verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 again.")] = False,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(help="Write the plan's JSON here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the plan from above (PNG).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw frames, plan and answer (PNG, 1400x900).")
+    ] = None,
+    alternatives: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=MAX_ALTERNATIVES,
+            help="Sampled plans to draw with --plot, besides the other mode's; 0 draws neither "
+            f"[{DEFAULT_ALTERNATIVES}].",
+        ),
+    ] = None,
 ) -> None:
     """Plan one request: twelve camera frames in, a trajectory out."""
     from autovla_rt.runtime.sampling import Sampling
 
+    if alternatives is not None and plot is None:
+        raise typer.BadParameter("--alternatives are drawn: add --plot FILE.png, or leave it out")
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -298,10 +312,6 @@ def plan(
         sampling=sampling,
         thinking_token_budget=thinking_token_budget,
     )
-    if plot is not None:
-        from autovla_rt.runtime.plot import draw_plan
-
-        draw_plan(result, plot)
     if out is not None:
         write_file(out, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
     if as_json:
@@ -310,6 +320,22 @@ def plan(
         from autovla_rt.report import print_plan
 
         print_plan(result)
+    if plot is not None:
+        from autovla_rt.runtime.planner import Alternatives
+        from autovla_rt.runtime.plot import draw_plan
+
+        considered = Alternatives()
+        if count := DEFAULT_ALTERNATIVES if alternatives is None else alternatives:
+            start = time.perf_counter()
+            considered = planner.alternatives(
+                request,
+                result,
+                count=count,
+                sampling=sampling,
+                thinking_token_budget=thinking_token_budget,
+            )
+            _log(f"planned alternatives in {time.perf_counter() - start:.2f} s")
+        draw_plan(result, request, considered, plot)
 
 
 @codebook_app.command("import")

@@ -144,14 +144,15 @@ def print_plan(plan: Plan) -> None:
     _print(table, poses, stages)
 
 
-def _plain(text: str) -> Text:
+def printable(text: str) -> str:
     """Text without control characters: a bundle or a model's reasoning could steer a terminal."""
-    return Text(
-        "".join(
-            c if c == "\n" or not unicodedata.category(c).startswith("C") else "\ufffd"
-            for c in text
-        )
+    return "".join(
+        c if c == "\n" or not unicodedata.category(c).startswith("C") else "\ufffd" for c in text
     )
+
+
+def _plain(text: str) -> Text:
+    return Text(printable(text))
 
 
 def _size(count: int) -> str:

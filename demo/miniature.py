@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +131,28 @@ NAME_SYLLABLES = (
 
 def write_miniature(out: Path, seed: int) -> None:
     """Write base folder, codebook and configuration under `out`; equal seeds give equal bytes."""
+    rng = np.random.default_rng(seed)
+    tokenizer = train_tokenizer(corpus(narrate(rng)))
+    corners = k_disk(pose_to_corners(bicycle_steps(rng)), NUM_ACTIONS, tolerance=0.05, seed=seed)
+    geometry = write_foundation(out, tokenizer, corners, "with RANDOM weights (demo/miniature.py)")
+    write_weights(out / "base" / "model.safetensors", geometry, rng)
+
+
+def write_foundation(
+    out: Path, tokenizer: Tokenizer, corners: NDArray[np.float32], what: str
+) -> Geometry:
+    """Write all but the weights: base folder, codebook [2048, 4, 2], configuration ("... `what`")."""
     base = out / "base"
     base.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    tokenizer = train_tokenizer(rng)
     geometry = Geometry(vision=VISION, language=language_geometry(tokenizer.get_vocab_size()))
-
     tokenizer.save(str(base / "tokenizer.json"))
     write_json(base / "tokenizer_config.json", tokenizer_config(tokenizer))
     write_json(base / "config.json", model_config(geometry, tokenizer))
     write_json(base / "generation_config.json", generation_config(tokenizer))
     write_json(base / "preprocessor_config.json", preprocessor_config())
-    write_weights(base / "model.safetensors", geometry, rng)
-    corners = k_disk(pose_to_corners(bicycle_steps(rng)), NUM_ACTIONS, tolerance=0.05, seed=seed)
     write_safetensors(out / "codebook.safetensors", {"corners": ("F32", corners.astype("<f4"))})
-    (out / "config.yaml").write_text(training_config(tokenizer), encoding="utf-8")
+    (out / "config.yaml").write_text(training_config(tokenizer, what), encoding="utf-8")
+    return geometry
 
 
 def language_geometry(vocab_size: int) -> LanguageGeometry:
@@ -154,7 +161,7 @@ def language_geometry(vocab_size: int) -> LanguageGeometry:
         hidden_size=256,
         num_hidden_layers=4,
         num_attention_heads=4,
-        num_key_value_heads=1,
+        num_key_value_heads=2,
         head_dim=64,
         intermediate_size=768,
         vocab_size=vocab_size,
@@ -165,7 +172,7 @@ def language_geometry(vocab_size: int) -> LanguageGeometry:
     )
 
 
-def train_tokenizer(rng: np.random.Generator) -> Tokenizer:
+def train_tokenizer(lines: Iterable[str]) -> Tokenizer:
     """Return a byte-level BPE with Qwen2.5's pre-tokenizer and the action tokens as last ids."""
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = NFC()
@@ -182,21 +189,24 @@ def train_tokenizer(rng: np.random.Generator) -> Tokenizer:
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(rng), trainer)
+    tokenizer.train_from_iterator(lines, trainer)
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in PLAIN_ADDED_TOKENS])
     tokenizer.add_tokens([f"<action_{i}>" for i in range(NUM_ACTIONS)])
     return tokenizer
 
 
-def corpus(rng: np.random.Generator) -> Iterator[str]:
-    """Yield the recipe's texts many times, so that they merge well, and answers that narrate."""
+def corpus(narration: Iterable[str]) -> Iterator[str]:
+    """Yield the recipe's texts many times, so that they merge well, and answers that narrate.
+
+    `narration` gives the lines of reasoning, four an answer, and ends or not.
+    """
     recipe = list(texts(tomllib.loads(RECIPE.read_text(encoding="utf-8"))))
-    narration = narrate(rng)
+    reasoning = iter(narration)
     for _ in range(200):
         yield from recipe
         yield from ("system\n", "user\n", "assistant\n")
-        lines = "\n".join(itertools.islice(narration, 4))
+        lines = "\n".join(itertools.islice(reasoning, 4))
         yield f"<think>\n{lines}\n</think>\n<answer>\nmotion\n</answer>"
 
 
@@ -386,11 +396,11 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def training_config(tokenizer: Tokenizer) -> str:
-    """Return the YAML that the training repository keeps beside a run."""
+def training_config(tokenizer: Tokenizer, what: str) -> str:
+    """Return the YAML that the training repository keeps beside a run; `what` goes to its head."""
     assistant = tokenizer.encode("<|im_start|>assistant").ids
     return f"""\
-# Miniature AutoVLA with RANDOM weights (demo/miniature.py); paths are relative to this file.
+# Miniature AutoVLA {what}; paths are relative to this file.
 model:
   use_cot: true
   pretrained_model_path: base

@@ -19,6 +19,19 @@ def patchify(
 
     Source: transformers 4.57, `Qwen2VLImageProcessor._preprocess`.
     """
+    # Reordering bytes and looking floats up afterwards moves a quarter of the memory.
+    levels = patch_levels(frames, vision)
+    channels = frames.shape[-1]
+    pixels = levels.reshape(-1, channels, levels.shape[-1] // channels)
+    patches = np.empty(pixels.shape, np.float32)
+    for channel, table in enumerate(normalised_levels(preprocessing)):
+        # Every uint8 is a valid index: mode "clip" only spares NumPy a buffered copy.
+        np.take(table, pixels[:, channel], out=patches[:, channel], mode="clip")
+    return patches.reshape(levels.shape)
+
+
+def patch_levels(frames: NDArray[np.uint8], vision: VisionGeometry) -> NDArray[np.uint8]:
+    """Return what `patchify` returns before normalisation: the 8-bit levels in the same order."""
     patch, merge, clip = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
     count, height, width, channels = frames.shape
     blocks = frames.reshape(
@@ -32,13 +45,7 @@ def patchify(
         patch,
         channels,
     ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    # Reordering bytes and looking floats up afterwards moves a quarter of the memory.
-    pixels = np.ascontiguousarray(blocks).reshape(-1, channels, clip * patch**2)
-    patches = np.empty(pixels.shape, np.float32)
-    for channel, table in enumerate(normalised_levels(preprocessing)):
-        # Every uint8 is a valid index: mode "clip" only spares NumPy a buffered copy.
-        np.take(table, pixels[:, channel], out=patches[:, channel], mode="clip")
-    return patches.reshape(count // clip, -1, vision.patch_width)
+    return np.ascontiguousarray(blocks).reshape(count // clip, -1, vision.patch_width)
 
 
 def normalised_levels(preprocessing: Preprocessing) -> NDArray[np.float32]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from autovla_rt.bundle import Bundle, Manifest, load_bundle, manifest_identity
-from autovla_rt.errors import BundleError, InputError
+from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
@@ -27,7 +28,20 @@ from autovla_rt.runtime.trace import Trace
 
 DEFAULT_THINKING_TOKEN_BUDGET = 512
 GREEDY = Sampling()
+SAMPLE_TEMPERATURE = 1.0
+"""Draws alternatives from the model's own distribution."""
+
 LOAD_ATTEMPTS = 3
+
+REPEATED_POSITIONS = 2
+"""Last positions of a prompt that are passed again when its keys and values are used once more.
+
+The answer starts from the last hidden state, so one is needed. Two keep the pass off the kernels
+for single rows, which round differently (docs/architecture.md, "Quantized passes"), also where an
+answer opens with no forced id.
+"""
+
+log = logging.getLogger("autovla_rt")
 
 BACKENDS: dict[str, tuple[type[OrtVision], type[OrtLanguage]]] = {"ort": (OrtVision, OrtLanguage)}
 """Backend of a bundle -> its vision and language engine."""
@@ -67,6 +81,20 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """What else the model considered for a request.
+
+    Attributes:
+        other_mode: The plan of the mode that was not taken; None without chain of thought, or
+            where that answer does not fit the KV cache.
+        samples: Plans drawn in the mode that was taken, in the order of their seeds.
+    """
+
+    other_mode: Plan | None = None
+    samples: tuple[Plan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,11 +176,71 @@ class Planner:
         require_possible(self._grammar, mode, thinking_token_budget)
         trace = Trace()
         prompted = self._prompted(request, trace)
+        return self._answer(prompted, mode, sampling, thinking_token_budget, trace)
+
+    def alternatives(
+        self,
+        request: Request,
+        plan: Plan,
+        *,
+        count: int,
+        sampling: Sampling = GREEDY,
+        thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
+    ) -> Alternatives:
+        """Plan the same request otherwise: in the other mode, and `count` times by chance.
+
+        Each is what `plan` gives with that mode forced: the other mode under `sampling`, the
+        samples at temperature 1 with the seeds `sampling.seed`, `sampling.seed` + 1, ... The prompt
+        is encoded and passed once for all of them, so their `stages_ms` start at the prefill.
+
+        Args:
+            request: What was planned.
+            plan: Its plan, whose mode is kept (samples) and left (other mode).
+            count: Samples.
+            sampling: How the plan was chosen.
+            thinking_token_budget: Most tokens of reasoning of each alternative.
+
+        Raises:
+            InputError: `count` is negative, or as for `plan`.
+            CapacityError: prompt and answer do not fit the KV cache.
+        """
+        if count < 0:
+            raise InputError(f"count must be >= 0, got {count}.")
+        mode, other = _modes(plan)
+        require_possible(self._grammar, mode, thinking_token_budget)
+        prompted = self._prompted(request, Trace())
+        other_mode = None
+        if other is not None:
+            try:
+                other_mode = self._answer(prompted, other, sampling, thinking_token_budget, Trace())
+            except CapacityError as error:
+                log.warning("no alternative in the %s mode: %s", other, error)
+        seeds = range(sampling.seed, sampling.seed + count)
+        samplings = [replace(sampling, temperature=SAMPLE_TEMPERATURE, seed=seed) for seed in seeds]
+        return Alternatives(
+            other_mode,
+            tuple(
+                self._answer(prompted, mode, sampling, thinking_token_budget, Trace())
+                for sampling in samplings
+            ),
+        )
+
+    def _answer(
+        self,
+        prompted: Prompted,
+        mode: Mode,
+        sampling: Sampling,
+        thinking_token_budget: int,
+        trace: Trace,
+    ) -> Plan:
+        """Decode a plan behind the prompt, of which the engine may hold keys and values."""
+        kept = min(self._language.length, len(prompted.ids) - REPEATED_POSITIONS)
+        self._language.truncate(kept)
         decoded = decode(
             self._language,
             self._grammar,
             prompted.ids,
-            prompted.embeddings,
+            prompted.embeddings[kept:],
             sampler=Sampler(sampling),
             mode=mode,
             thinking_token_budget=thinking_token_budget,
@@ -217,6 +305,16 @@ class Planner:
             stages_ms=trace.stages_ms(),
             engine=describe_engine(self.bundle.manifest, self.bundle.identity),
         )
+
+
+def _modes(plan: Plan) -> tuple[Mode, Mode | None]:
+    """Return the mode that forces a plan's answer, and the other one if there is one."""
+    modes: dict[str, tuple[Mode, Mode | None]] = {
+        "fast": ("fast", "slow"),
+        "slow": ("slow", "fast"),
+        "direct": ("auto", None),
+    }
+    return modes[plan.mode]
 
 
 def _require_threads(threads: int | None) -> None:

@@ -11,12 +11,17 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA, INSTRUCTIONS_HINT
 from autovla_rt.errors import InputError
 from autovla_rt.runtime.frames import Frame
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 SCENE_FILE = "scene.json"
+EXPERT_KEY = "gt_trajectory"
+POSE_LIMIT = 10_000
+"""Metres and radians beyond which a pose is no pose of the next seconds."""
 
 NUPLAN_PATH_KEYS = {
     "front": "front_camera_paths",
@@ -26,6 +31,9 @@ NUPLAN_PATH_KEYS = {
 PATH_KEYS = {camera: f"{camera}_camera_paths" for camera in CAMERAS}
 """Camera -> key of its frame paths in scenes of every dataset but nuPlan."""
 
+Trajectory = Sequence[Sequence[float]]
+"""Poses [n][x, y, heading], metres and radians in the ego frame (x forward, y left)."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -33,17 +41,19 @@ class Request:
 
     `frames` maps each camera of `CAMERAS` to its four frames, oldest first, 2 Hz. `velocity` is
     the speed in m/s, `acceleration` in m/s² as the checkpoint was trained (a norm in most
-    datasets), `instruction` free text such as "turn left".
+    datasets), `instruction` free text such as "turn left". `expert` is what was driven from here
+    on, or None where nobody knows; planning ignores it.
 
     Raises:
         InputError: A camera is missing or unknown or has not four frames, a number is not finite,
-            the speed is negative, or the instruction is not a text.
+            the speed is negative, the instruction is not a text, or the expert is no trajectory.
     """
 
     frames: Mapping[str, Sequence[Frame]]
     velocity: float
     acceleration: float
     instruction: str
+    expert: Trajectory | None = None
 
     def __post_init__(self) -> None:
         if set(self.frames) != set(CAMERAS):
@@ -56,6 +66,8 @@ class Request:
         _non_negative(_finite(self.velocity, "velocity"), "velocity")
         _finite(self.acceleration, "acceleration")
         _instruction(self.instruction, "instruction")
+        if self.expert is not None:
+            _poses(self.expert, "expert")
 
 
 def read_frames_dir(
@@ -68,11 +80,12 @@ def read_frames_dir(
     """Read a request from `folder`/{front,front_left,front_right}, four image files each.
 
     File names give the order, oldest first; numbers in them count as numbers (2 before 10). Values
-    that are not given here are read from `folder`/scene.json.
+    that are not given here, and the expert's trajectory if it is there, are read from
+    `folder`/scene.json.
 
     Raises:
         InputError: A camera's folder is missing or holds another number of images, or a value is
-            given neither here nor in scene.json, or is unusable.
+            given neither here nor in scene.json, or is unusable, or that file is.
     """
     frames = {camera: _frames_in(folder / camera) for camera in CAMERAS}
     given = {"velocity": velocity, "acceleration": acceleration, "instruction": instruction}
@@ -83,8 +96,9 @@ def read_frames_dir(
             f"{', '.join(missing)}: not given, and there is no {scene_file} to read from.\n"
             "Pass the missing values, or write that file."
         )
-    scene = _read_json(scene_file) if missing else {}
-    return Request(frames, **given | _read_values(scene, missing, scene_file))
+    scene = _read_json(scene_file) if scene_file.exists() else {}
+    values = given | _read_values(scene, missing, scene_file)
+    return Request(frames, **values, expert=_read_expert(scene, scene_file))
 
 
 def read_scene(scene_json: Path, sensor_root: Path) -> Request:
@@ -103,11 +117,18 @@ def read_scene(scene_json: Path, sensor_root: Path) -> Request:
         camera: _frames_at(_get(scene, key, scene_json), sensor_root, f"{scene_json}: {key}")
         for camera, key in path_keys.items()
     }
-    return Request(frames, **_read_values(scene, VALUES, scene_json))
+    values = _read_values(scene, VALUES, scene_json)
+    return Request(frames, **values, expert=_read_expert(scene, scene_json))
 
 
 def _read_values(scene: dict[str, Any], keys: Iterable[str], source: Path) -> dict[str, Any]:
     return {key: VALUES[key](_get(scene, key, source), f"{source}: {key}") for key in keys}
+
+
+def _read_expert(scene: dict[str, Any], source: Path) -> Trajectory | None:
+    """Return the trajectory that was driven; None where the scene has none, or null."""
+    value = scene.get(EXPERT_KEY)
+    return None if value is None else _poses(value, f"{source}: {EXPERT_KEY}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -213,6 +234,34 @@ def _non_negative(value: float, where: str) -> float:
             "The model was trained on forward driving; it knows no reverse gear."
         )
     return value
+
+
+def _poses(value: Any, where: str) -> Trajectory:
+    """Return rows of x, y and heading as tuples of plain numbers."""
+    rows = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
+        raise _no_pose(where, "a list of poses [x, y, heading]", rows)
+    for index, row in enumerate(rows):
+        if not _is_pose(row):
+            raise _no_pose(f"{where}, pose {index}", "[x, y, heading], finite numbers", row)
+    return tuple(tuple(map(float, row)) for row in rows)
+
+
+def _is_pose(row: Any) -> bool:
+    return (
+        isinstance(row, Sequence)
+        and len(row) == 3
+        and all(isinstance(n, Real) and not isinstance(n, bool) for n in row)
+        and all(abs(n) <= POSE_LIMIT for n in row)  # False for NaN
+    )
+
+
+def _no_pose(where: str, expected: str, got: Any) -> InputError:
+    return InputError(
+        f"{where}: expected {expected}, got {_kind(got)}.\n"
+        f"Give metres and radians in the ego frame, each within {POSE_LIMIT}, or leave the "
+        "trajectory out."
+    )
 
 
 def _instruction(value: Any, where: str) -> str:

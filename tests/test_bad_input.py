@@ -174,6 +174,19 @@ def test_a_scene_without_a_key(bad_plan, frames, key):
     assert f"scene.json: the key {key} is missing" in message
 
 
+def test_an_expert_that_is_no_trajectory(bad_plan, frames):
+    scene = json.loads((frames / "scene.json").read_text())
+    scene["gt_trajectory"][3] = [1, 2]
+    (frames / "scene.json").write_text(json.dumps(scene))
+    for source in (
+        ("--frames", frames),
+        ("--scene", frames / "scene.json", "--sensor-root", frames),
+    ):
+        message = bad_plan(INPUT, source=source)
+        assert "scene.json: gt_trajectory, pose 3: expected [x, y, heading]" in message
+        assert "got list [1, 2]" in message
+
+
 def test_a_scene_with_another_sensor_root(bad_plan, tmp_path):
     message = bad_plan(
         INPUT, source=("--scene", FRAMES / "scene.json", "--sensor-root", tmp_path / "no")
@@ -204,6 +217,19 @@ def test_frames_and_scene_that_do_not_go_together(bad_plan, source, message):
 def test_a_negative_budget_is_wrong_usage(bad_plan):
     message = bad_plan(USAGE, "--thinking-token-budget=-1")
     assert "greater than or equal to 0" in message
+
+
+def test_alternatives_without_a_picture_are_wrong_usage(bad_plan):
+    for count in (0, 3):
+        message = bad_plan(USAGE, "--alternatives", count)
+        assert "--alternatives are drawn: add --plot FILE.png" in message
+
+
+@pytest.mark.parametrize("count", ["-1", "65", "x"])
+def test_a_number_of_alternatives_out_of_range(bad_plan, tmp_path, count):
+    message = bad_plan(USAGE, "--plot", tmp_path / "x.png", f"--alternatives={count}")
+    assert "--alternatives" in message
+    assert not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize("threads", ["0", "-3", "100000", "2000000000"])

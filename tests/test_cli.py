@@ -209,8 +209,35 @@ def test_out_and_plot_are_written_beside_the_answer(plan, tmp_path):
     with Image.open(plot) as picture:
         picture.load()
         assert picture.format == "PNG"
-        assert min(picture.size) > 100
+        assert picture.size == (1400, 900)
+    assert plot.stat().st_size < 400_000
     assert sorted(folder.iterdir()) == [out, plot]
+    assert answer == plan()
+
+
+@pytest.mark.parametrize(
+    ("words", "count"), [((), 8), (("--alternatives", 2), 2), (("--alternatives", 0), 0)]
+)
+def test_the_picture_shows_expert_and_alternatives(plan, tmp_path, monkeypatch, words, count):
+    from autovla_rt.runtime import plot
+
+    drawn = []
+    monkeypatch.setattr(plot, "draw_plan", lambda *given: drawn.append(given))
+    budget = ("--thinking-token-budget", 8)
+    plot_to = ("--plot", tmp_path / "x.png")
+    answer = plan(*plot_to, "--mode", "fast", *budget, "--seed", 4, *words)
+    ((drawn_plan, request, alternatives, png),) = drawn
+    assert drawn_plan.trajectory == answer["trajectory"]
+    assert len(request.expert) == 10
+    assert png == tmp_path / "x.png"
+    assert len(alternatives.samples) == count
+    if not count:
+        assert alternatives.other_mode is None
+        return
+    slow = plan("--mode", "slow", *budget)
+    assert alternatives.other_mode.action_tokens == slow["action_tokens"]
+    second = plan("--mode", "fast", "--temperature", 1, "--seed", 5)
+    assert alternatives.samples[1].action_tokens == second["action_tokens"]
 
 
 def test_out_may_be_a_stream(demo, tmp_path):

@@ -16,6 +16,8 @@ from PIL import Image
 from autovla_rt.bundle import Bundle, load_bundle
 from autovla_rt.config import CAMERAS
 from autovla_rt.errors import BundleError, CapacityError, InputError
+from autovla_rt.runtime import planner as planner_module
+from autovla_rt.runtime.decode import decode
 from autovla_rt.runtime.planner import Planner, open_engines
 from autovla_rt.runtime.sampling import Sampling
 from autovla_rt.runtime.scene import Request, read_frames_dir
@@ -169,6 +171,10 @@ def test_an_engine_of_direct_answers(demo, tmp_path, request_):
     assert (plan.mode, plan.p_slow, plan.reasoning) == ("direct", None, "")
     with pytest.raises(InputError, match="needs a bundle with chain of thought"):
         planner.plan(request_, mode="slow")
+    alternatives = planner.alternatives(request_, plan, count=1)
+    assert alternatives.other_mode is None
+    drawn = planner.plan(request_, sampling=Sampling(temperature=1.0))
+    assert [answer(sample) for sample in alternatives.samples] == [answer(drawn)]
 
 
 def test_a_bundle_of_another_backend_is_refused(demo):
@@ -182,3 +188,83 @@ def test_an_impossible_budget_is_refused_before_a_frame_is_read(planner, request
     unread = replace(request_, frames={camera: (Path("gone"),) * 4 for camera in CAMERAS})
     with pytest.raises(InputError, match="thinking_token_budget must be >= 0"):
         planner.plan(unread, thinking_token_budget=-1)
+
+
+# --- alternatives --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["int8", "fp32", "int4"])
+def any_planner(request, demo, tmp_path_factory):
+    if request.param == "int8":
+        return Planner.load(demo.engine)
+    folder = tmp_path_factory.mktemp(request.param)
+    words = ("build", *demo.build_options, "--precision", request.param, "--out", folder / "e")
+    done = run(*words, cache=folder)
+    assert done.returncode == 0, done.stderr
+    return Planner.load(folder / "e")
+
+
+@pytest.mark.parametrize("modes", [("fast", "slow"), ("slow", "fast")])
+def test_alternatives_are_what_the_planner_plans(any_planner, request_, modes):
+    mode, other = modes
+    budget = {"thinking_token_budget": 8}
+    plan = any_planner.plan(request_, mode=mode, **budget)
+    chosen = Sampling(repetition_penalty=1.05, seed=5)
+    found = any_planner.alternatives(request_, plan, count=3, sampling=chosen, **budget)
+    expected = any_planner.plan(request_, mode=other, sampling=chosen, **budget)
+    assert answer(found.other_mode) == answer(expected)
+    drawn = [replace(chosen, temperature=1.0, seed=seed) for seed in (5, 6, 7)]
+    samples = [any_planner.plan(request_, mode=mode, sampling=one, **budget) for one in drawn]
+    assert [answer(sample) for sample in found.samples] == [answer(sample) for sample in samples]
+    assert len({tuple(sample.action_tokens) for sample in samples}) > 1
+
+
+def test_alternatives_disturb_no_plan(planner, request_):
+    plan = planner.plan(request_)
+    first = answer(plan)
+    planner.alternatives(request_, plan, count=2, thinking_token_budget=5)
+    assert answer(plan) == first
+    assert answer(planner.plan(request_)) == first
+
+
+def test_alternatives_encode_and_pass_the_prompt_once(planner, request_, monkeypatch):
+    plan = planner.plan(request_)
+    rows, batches = [], []
+    extend, encode = planner._language.extend, planner._vision.encode
+    monkeypatch.setattr(
+        planner._language, "extend", lambda given: rows.append(len(given)) or extend(given)
+    )
+    monkeypatch.setattr(
+        planner._vision, "encode", lambda *given: batches.append(1) or encode(*given)
+    )
+    planner.alternatives(request_, plan, count=4, thinking_token_budget=5)
+    assert sum(count > 100 for count in rows) == 1
+    assert len(batches) == 1
+
+
+def test_an_alternative_that_does_not_fit_is_left_out_and_said(
+    planner, request_, monkeypatch, caplog
+):
+    def full(*given, mode, **options):
+        if mode == "slow":
+            raise CapacityError("the slow answer is too long")
+        return decode(*given, mode=mode, **options)
+
+    plan = planner.plan(request_, mode="fast")
+    monkeypatch.setattr(planner_module, "decode", full)
+    found = planner.alternatives(request_, plan, count=1)
+    assert found.other_mode is None
+    assert len(found.samples) == 1
+    assert "no alternative in the slow mode: the slow answer is too long" in caplog.text
+
+
+def test_a_negative_number_of_alternatives_is_refused(planner, request_):
+    with pytest.raises(InputError, match="count must be >= 0, got -1"):
+        planner.alternatives(request_, planner.plan(request_), count=-1)
+
+
+def test_the_expert_is_ignored(planner, request_):
+    assert request_.expert is not None
+    first = answer(planner.plan(request_))
+    for expert in (None, [[1.0, 2.0, 3.0]]):
+        assert answer(planner.plan(replace(request_, expert=expert))) == first

@@ -10,6 +10,24 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.errors import InputError
 from autovla_rt.runtime.scene import Request, read_frames_dir, read_scene
 
+EXPERT = [[3.9, 0.0, 0.1], [7, -0.5, -0.2]]
+UNUSABLE_EXPERTS = [
+    ([], ": expected a list of poses .x, y, heading., got list"),
+    ("abc", ": expected a list of poses .*got str 'abc'"),
+    ({"x": 1}, ": expected a list of poses .*got dict"),
+    (3, ": expected a list of poses .*got int 3"),
+    ([[1, 2]], r", pose 0: expected .x, y, heading., finite numbers, got list .1, 2."),
+    ([[1, 2, 3], [1, 2, 3, 4]], ", pose 1: expected"),
+    ([[1, 2, 3], 4], ", pose 1: expected .*got int 4"),
+    (["123"], ", pose 0: expected .*got str"),
+    ([[1, 2, "3"]], ", pose 0: expected"),
+    ([[1, 2, None]], ", pose 0: expected"),
+    ([[1, 2, True]], ", pose 0: expected"),
+    ([[1, 2, float("nan")]], ", pose 0: expected"),
+    ([[1, float("-inf"), 3]], ", pose 0: expected"),
+    ([[10**400, 2, 3]], ", pose 0: expected"),
+    ([[1e300, 2, 3]], ", pose 0: expected"),
+]
 VALUES = {"velocity": 5.0, "acceleration": 0.5, "instruction": "Turn Left"}
 
 
@@ -103,6 +121,16 @@ class TestRequest:
         with pytest.raises(InputError, match="camera front_right: expected 4 frames, got 3"):
             request(frames=frames)
 
+    def test_an_expert_may_be_given(self):
+        assert request().expert is None
+        assert request(expert=EXPERT).expert == EXPERT
+        assert request(expert=np.array(EXPERT)).expert.shape == (2, 3)
+
+    @pytest.mark.parametrize(("value", "message"), UNUSABLE_EXPERTS)
+    def test_unusable_experts_are_refused(self, value, message):
+        with pytest.raises(InputError, match=f"expert{message}"):
+            request(expert=value)
+
 
 class TestFramesDir:
     def test_natural_order_and_given_values(self, frames_dir):
@@ -132,6 +160,26 @@ class TestFramesDir:
         write_scene(frames_dir / "scene.json", velocity="unused")
         made = read_frames_dir(frames_dir, velocity=0.0, instruction="keep forward")
         assert (made.velocity, made.acceleration, made.instruction) == (0.0, 0.5, "keep forward")
+
+    @pytest.mark.parametrize("given", [{}, VALUES])
+    def test_the_expert_of_scene_json(self, frames_dir, given):
+        write_scene(frames_dir / "scene.json", gt_trajectory=EXPERT)
+        expert = read_frames_dir(frames_dir, **given).expert
+        assert expert == ((3.9, 0.0, 0.1), (7.0, -0.5, -0.2))
+        assert isinstance(expert[1][0], float)
+
+    @pytest.mark.parametrize("nobody", ["absent", None])
+    def test_no_expert(self, frames_dir, nobody):
+        write_scene(frames_dir / "scene.json", gt_trajectory=nobody)
+        assert read_frames_dir(frames_dir).expert is None
+        (frames_dir / "scene.json").unlink()
+        assert read_frames_dir(frames_dir, **VALUES).expert is None
+
+    @pytest.mark.parametrize(("value", "message"), UNUSABLE_EXPERTS)
+    def test_an_unusable_expert_is_named(self, frames_dir, value, message):
+        write_scene(frames_dir / "scene.json", gt_trajectory=value)
+        with pytest.raises(InputError, match=rf"scene\.json: gt_trajectory{message}"):
+            read_frames_dir(frames_dir, **VALUES)
 
     def test_missing_values_without_scene_json(self, frames_dir):
         with pytest.raises(InputError, match=r"acceleration, instruction: not given.*scene\.json"):
@@ -170,6 +218,17 @@ class TestScene:
         made = read_scene(*official(velocity=[3, 4, 12], acceleration=[0.6, -0.8]))
         assert made.velocity == pytest.approx(5.0)
         assert made.acceleration == pytest.approx(1.0)
+
+    def test_the_expert(self, official):
+        expert = ((3.9, 0.0, 0.1), (7.0, -0.5, -0.2))
+        assert read_scene(*official(gt_trajectory=EXPERT)).expert == expert
+        assert read_scene(*official()).expert is None
+        assert read_scene(*official(gt_trajectory=None)).expert is None
+
+    @pytest.mark.parametrize(("value", "message"), UNUSABLE_EXPERTS)
+    def test_an_unusable_expert_is_named(self, official, value, message):
+        with pytest.raises(InputError, match=rf"sample\.json: gt_trajectory{message}"):
+            read_scene(*official(gt_trajectory=value))
 
     @pytest.mark.parametrize(
         "key",

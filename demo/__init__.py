@@ -1,0 +1,1 @@
+"""The miniature AutoVLA: a small driving world, its expert, the model that is trained there."""

@@ -1,0 +1,212 @@
+"""Training samples: scenes as patches, prompts and answers, in batches that are fixed by their step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from autovla_rt.config import CAMERAS, Camera, Geometry, Recipe
+from autovla_rt.demo import vision_targets
+from autovla_rt.demo.batch import FIRST_ANSWER, PADDING, PROMPT, SECOND_ANSWER, Batch
+from autovla_rt.demo.narrator import narrate
+from autovla_rt.demo.render import render_moments
+from autovla_rt.demo.scenes import Scene, record_scene
+from autovla_rt.export.passes.static_mrope import VideoSpan, mrope_positions
+from autovla_rt.export.prompt import compile_prompt
+from autovla_rt.kernels.contour import follow
+from autovla_rt.kernels.patchify import patch_levels
+from autovla_rt.runtime.grammar import render
+
+WIDTH, HEIGHT = 196, 112
+GRID = (2, 8, 14)
+SEEDS_PER_STEP = 10_000
+"""Seeds of a step's scenes begin at its multiple of this."""
+
+ACTION_WEIGHT, DECISION_WEIGHT, REASONING_WEIGHT, LITERAL_WEIGHT = 1.0, 1.0, 0.4, 0.05
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Token ids of one answer and the weight of predicting each."""
+
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One scene, ready for a batch: patches, prompt ids, answers and auxiliary targets."""
+
+    patches: NDArray[np.uint8]
+    prompt: NDArray[np.int64]
+    answers: tuple[Answer, ...]
+    auxiliary: NDArray[np.float32]
+    auxiliary_weights: NDArray[np.float32]
+
+
+class SampleMaker:
+    """Turns scenes into samples of one checkpoint's tokenizer, codebook and recipe."""
+
+    def __init__(
+        self, base: Path, corners: NDArray[np.float32], recipe: Recipe, geometry: Geometry
+    ):
+        self.tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+        self.geometry = geometry
+        self._corners = corners
+        self._answer = recipe.answer
+        cameras = [Camera(name=name, grid=GRID) for name in CAMERAS]
+        self._prompt = compile_prompt(
+            self.tokenizer, recipe.prompt_cot, cameras, geometry, add_vision_id=False
+        )
+        self._spans = [VideoSpan(video.start, GRID) for video in self._prompt.videos]
+        self._end = self.tokenizer.token_to_id("<|im_end|>")
+        self._first_action = self.tokenizer.token_to_id("<action_0>")
+
+    def sample(self, scene: Scene) -> Sample:
+        """Return the sample of a scene: a fast answer, and behind it a slow one if it is complex.
+
+        The fast answer to a complex scene teaches how to act where the answer is forced; its
+        decision has no weight, since the right decision there is to think.
+        """
+        fast = self._fast(scene, decides=not scene.complex)
+        answers = (fast, self._slow(scene)) if scene.complex else (fast,)
+        patches, auxiliary, weights = see(scene, self.geometry)
+        return Sample(patches, self.prompt_ids(scene), answers, auxiliary, weights)
+
+    def prompt_ids(self, scene: Scene) -> NDArray[np.int64]:
+        """Return the ids of the whole prompt."""
+        world = scene.now
+        tail = render(
+            self._prompt.tail,
+            velocity=float(world.ego[3]),
+            acceleration=world.acceleration,
+            instruction=world.instruction,
+        )
+        return np.array([*self._prompt.prefix_ids, *self._encode(tail)], np.int64)
+
+    def positions(self, length: int) -> NDArray[np.int64]:
+        """Return the M-RoPE positions [3, length] of a sequence."""
+        return mrope_positions(self.geometry, self._spans, length)
+
+    def _fast(self, scene: Scene, *, decides: bool) -> Answer:
+        ids = self._encode(render(self._answer.fast, actions=self._actions(scene)))
+        other = self._encode(render(self._answer.slow, actions="", reasoning="Go."))
+        weights = self._weights(ids)
+        weights[_first_difference(ids, other)] = DECISION_WEIGHT if decides else 0.0
+        return Answer(np.array([*ids, self._end], np.int64), weights)
+
+    def _slow(self, scene: Scene) -> Answer:
+        reasoning = narrate(scene)
+        ids = self._encode(
+            render(self._answer.slow, actions=self._actions(scene), reasoning=reasoning)
+        )
+        bare = self._encode(render(self._answer.slow, actions="", reasoning=""))
+        fast = self._encode(render(self._answer.fast, actions=""))
+        weights = self._weights(ids)
+        begin = _first_difference(ids, bare)
+        weights[begin : begin + len(self._encode(reasoning)) + 1] = REASONING_WEIGHT
+        weights[_first_difference(ids, fast)] = DECISION_WEIGHT
+        return Answer(np.array([*ids, self._end], np.int64), weights)
+
+    def _weights(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        weights = np.full(len(ids) + 1, LITERAL_WEIGHT, np.float32)
+        weights[:-1][np.array(ids) >= self._first_action] = ACTION_WEIGHT
+        return weights
+
+    def _actions(self, scene: Scene) -> str:
+        return "".join(f"<action_{i}>" for i in follow(self._corners, scene.trajectory))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+class SceneSource:
+    """Batches of the training: each step half straightforward, half complex scenes of its own."""
+
+    def __init__(self, maker: SampleMaker, scenes_per_kind: int) -> None:
+        self._maker = maker
+        self._count = scenes_per_kind
+
+    def batch(self, step: int) -> list[Batch]:
+        """Return the micro-batches of a step: straightforward scenes, then complex ones."""
+        kinds: dict[bool, list[Sample]] = {False: [], True: []}
+        seed = step * SEEDS_PER_STEP
+        while any(len(samples) < self._count for samples in kinds.values()):
+            scene = record_scene(seed)
+            seed += 1
+            if len(kinds[scene.complex]) < self._count:
+                kinds[scene.complex].append(self._maker.sample(scene))
+        return [pack(samples, self._maker) for samples in kinds.values()]
+
+
+def see(
+    scene: Scene, geometry: Geometry
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """Return what the cameras saw: patches [6, 112, 1176], auxiliary targets and weights.
+
+    The targets describe the newer frame of each pair.
+    """
+    moments = render_moments(scene.moments, WIDTH, HEIGHT)
+    patches, targets, weights = [], [], []
+    for camera in CAMERAS:
+        frames = np.stack([views[camera].pixels for views in moments])
+        patches.append(patch_levels(frames, geometry.vision))
+        for index in (1, 3):
+            view, world = moments[index][camera], scene.moments[index]
+            target = np.zeros((28, vision_targets.WIDTH), np.float32)
+            weight = np.zeros_like(target)
+            vision_targets.describe(view.ids, view.depths, world.agents, world.ego, target, weight)
+            targets.append(target)
+            weights.append(weight)
+    return np.concatenate(patches), np.concatenate(targets), np.concatenate(weights)
+
+
+def pack(samples: Sequence[Sample], maker: SampleMaker) -> Batch:
+    """Put samples into one batch, each with its answers behind one prompt, padded to the longest."""
+    lengths = [len(s.prompt) + sum(len(a.ids) for a in s.answers) for s in samples]
+    count, longest = len(samples), max(lengths)
+    token_ids = np.full((count, longest), samples[0].answers[0].ids[-1], np.int64)
+    segments = np.full((count, longest), PADDING, np.int8)
+    positions = np.zeros((3, count, longest), np.int64)
+    predict_from, targets, weights = [], [], []
+    for row, sample in enumerate(samples):
+        prompt = len(sample.prompt)
+        table = maker.positions(longest)
+        token_ids[row, :prompt], segments[row, :prompt] = sample.prompt, PROMPT
+        positions[:, row, :prompt] = table[:, :prompt]
+        at = prompt
+        for answer, segment in zip(sample.answers, (FIRST_ANSWER, SECOND_ANSWER), strict=False):
+            end = at + len(answer.ids)
+            token_ids[row, at:end], segments[row, at:end] = answer.ids, segment
+            positions[:, row, at:end] = table[:, prompt : prompt + len(answer.ids)]
+            before = np.arange(at - 1, end - 1)
+            before[0] = prompt - 1
+            wanted = answer.weights > 0
+            predict_from.append((row * longest + before)[wanted])
+            targets.append(answer.ids[wanted])
+            weights.append(answer.weights[wanted])
+            at = end
+    return Batch(
+        patches=np.stack([s.patches for s in samples]),
+        token_ids=token_ids,
+        positions=positions,
+        segments=segments,
+        predict_from=np.concatenate(predict_from),
+        targets=np.concatenate(targets),
+        weights=np.concatenate(weights),
+        auxiliary=np.stack([s.auxiliary for s in samples]),
+        auxiliary_weights=np.stack([s.auxiliary_weights for s in samples]),
+    )
+
+
+def _first_difference(ids: Sequence[int], other: Sequence[int]) -> int:
+    for index, (a, b) in enumerate(zip(ids, other, strict=False)):
+        if a != b:
+            return index
+    return min(len(ids), len(other))

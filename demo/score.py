@@ -1,0 +1,195 @@
+"""How well a drive went: a score after NAVSIM's PDM score, from the world's true state.
+
+score = no_collision * on_road * (5 progress + 5 time_to_collision + 2 comfort) / 12
+
+(Dauner et al., NAVSIM, NeurIPS 2024, section 4: multiplied penalties and a weighted mean with
+these weights.) Here `time_to_collision` and `comfort` are shares of the drive's time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from autovla_rt.demo import road, simulation
+from autovla_rt.demo.road import Array
+from autovla_rt.demo.scenario import World
+from autovla_rt.demo.simulation import (
+    A_HEADING,
+    A_SPEED,
+    A_X,
+    A_Y,
+    ACCELERATION,
+    ALONG,
+    CURVATURE,
+    EGO_LENGTH,
+    EGO_WIDTH,
+    HEADING,
+    SPEED,
+    X,
+    Y,
+)
+from autovla_rt.kernels.contour import transform
+
+STANDING = 0.2
+LOOK_AHEAD = (0.3, 0.6, 0.9)
+"""Moments at which ego and agents are carried on at constant velocity, s."""
+MARGIN = 0.3
+"""How far a corner may be off the asphalt, m."""
+ACCELERATIONS, LATERAL, JERK = (-4.05, 2.4), 4.89, 8.37
+"""Comfort limits of NAVSIM, m/s² and m/s³."""
+SHORT_WAY = 5.0
+"""Below so much progress of the expert, m, standing is full progress."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of one drive and what it is made of; see the module.
+
+    `collided_with` is the kind of agent that was hit at fault, `red_light` whether the stop line
+    was crossed at red (not part of the score).
+    """
+
+    score: float
+    no_collision: bool
+    on_road: bool
+    progress: float
+    time_to_collision: float
+    comfort: float
+    metres: float
+    seconds: float
+    collided_with: str | None
+    red_light: bool
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+class Scorer:
+    """Watches a drive step by step; keeps a few numbers, however long it is."""
+
+    def __init__(self, world: World) -> None:
+        self._start = self._along = float(world.ego[ALONG])
+        self._acceleration = float(world.ego[ACCELERATION])
+        self._steps = self._safe = self._comfortable = 0
+        self._on_road = True
+        self._red_light = False
+        self.collided_with: int | None = None
+
+    def observe(self, world: World) -> None:
+        """Take one step of 0.1 s into account."""
+        self._steps += 1
+        self._note_red_light(world)
+        self._along = float(world.ego[ALONG])
+        self._on_road &= on_asphalt(world)
+        self._safe += not _close(world)
+        self._comfortable += self._is_comfortable(world.ego)
+        if self.collided_with is None:
+            self.collided_with = collision_at_fault(world)
+
+    def result(self, expert_metres: float) -> Score:
+        """Return the score; `expert_metres` is how far the expert came in the same time."""
+        metres = self._along - self._start
+        full = expert_metres < SHORT_WAY
+        progress = 1.0 if full else float(np.clip(metres / expert_metres, 0, 1))
+        steps = max(self._steps, 1)
+        safe, comfort = self._safe / steps, self._comfortable / steps
+        clean = self.collided_with is None
+        mean = (5 * progress + 5 * safe + 2 * comfort) / 12
+        kind = None if self.collided_with is None else KIND_NAMES[self.collided_with]
+        return Score(
+            score=float(clean and self._on_road) * mean,
+            no_collision=clean,
+            on_road=self._on_road,
+            progress=progress,
+            time_to_collision=safe,
+            comfort=comfort,
+            metres=metres,
+            seconds=self._steps * simulation.DT,
+            collided_with=kind,
+            red_light=self._red_light,
+        )
+
+    def _is_comfortable(self, ego: Array) -> bool:
+        jerk = (ego[ACCELERATION] - self._acceleration) / simulation.DT
+        self._acceleration = float(ego[ACCELERATION])
+        low, high = ACCELERATIONS
+        lateral = ego[SPEED] ** 2 * abs(ego[CURVATURE])
+        return bool(
+            low <= ego[ACCELERATION] <= high and lateral <= LATERAL and abs(jerk) <= JERK + 1e-6
+        )
+
+    def _note_red_light(self, world: World) -> None:
+        front, stop = self._along + simulation.FRONT, world.facts[simulation.STOP]
+        crossed = front <= stop < world.ego[ALONG] + simulation.FRONT
+        self._red_light |= bool(crossed and world.light == simulation.RED)
+
+
+KIND_NAMES = {
+    simulation.CAR: "car",
+    simulation.TRUCK: "truck",
+    simulation.PEDESTRIAN: "pedestrian",
+    simulation.CONE: "cone",
+    simulation.BARRIER: "barrier",
+}
+
+
+def collision_at_fault(world: World) -> int | None:
+    """Return the kind of an agent that the moving ego touches with its front or side."""
+    ego = world.ego
+    if ego[SPEED] < STANDING:
+        return None
+    for agent in world.agents:
+        if not simulation.overlap(ego[X], ego[Y], ego[HEADING], EGO_LENGTH, EGO_WIDTH, agent):
+            continue
+        ahead = np.cos(ego[HEADING]) * (agent[A_X] - ego[X]) + np.sin(ego[HEADING]) * (
+            agent[A_Y] - ego[Y]
+        )
+        if ahead > -EGO_LENGTH / 2:
+            return int(agent[simulation.KIND])
+    return None
+
+
+def on_asphalt(world: World) -> bool:
+    """Whether all four corners of the ego are on the road."""
+    layout, ego = world.layout, world.ego
+    half = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (EGO_LENGTH / 2, EGO_WIDTH / 2)
+    for x, y in transform(ego[:3], half):
+        main = _road_coordinates(layout.main, x, y)
+        cross = _road_coordinates(layout.cross, x, y)
+        if not road.on_road(main[0], main[1], cross[1], layout.numbers, MARGIN):
+            return False
+    return True
+
+
+def _road_coordinates(path: Array, x: float, y: float) -> tuple[float, float]:
+    return road.project(path, x, y, simulation.find(path, x, y))
+
+
+def _close(world: World) -> bool:
+    """Whether the moving ego would touch somebody within a second if all kept their velocity."""
+    ego = world.ego
+    if ego[SPEED] < STANDING:
+        return False
+    near = np.hypot(world.agents[:, A_X] - ego[X], world.agents[:, A_Y] - ego[Y]) < 40.0
+    agents = world.agents[near]
+    for time in LOOK_AHEAD:
+        later = agents.copy()
+        later[:, A_X] += time * agents[:, A_SPEED] * np.cos(_course(agents))
+        later[:, A_Y] += time * agents[:, A_SPEED] * np.sin(_course(agents))
+        x = ego[X] + time * ego[SPEED] * np.cos(ego[HEADING])
+        y = ego[Y] + time * ego[SPEED] * np.sin(ego[HEADING])
+        for agent in later:
+            if simulation.overlap(x, y, ego[HEADING], EGO_LENGTH, EGO_WIDTH, agent):
+                return True
+    return False
+
+
+def _course(agents: Array) -> Array:
+    """Return the directions of movement [a]; who crosses a road moves square to its path."""
+    crossing = agents[:, simulation.RULE] == simulation.CROSSER
+    side = np.where(agents[:, simulation.P2] > agents[:, simulation.A_LEFT], 1.0, -1.0)
+    turned: Array = agents[:, A_HEADING] + crossing * side * np.pi / 2
+    return turned
