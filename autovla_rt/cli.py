@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autovla_rt import __version__
+from autovla_rt import __version__, cli_world
 from autovla_rt.errors import AutovlaError, DependencyError, InputError
 from autovla_rt.output_file import require_writable, write_file
 
@@ -39,18 +39,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=(
         "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 input, 4 checkpoint, 5 recipe, "
-        "6 codebook, 7 bundle, 8 target, 9 capacity, 10 storage, 11 missing library."
+        "6 codebook, 7 bundle, 8 target, 9 capacity, 10 storage, 11 missing library, "
+        "12 camera layout."
     ),
 )
 codebook_app = typer.Typer(help="Import, build and show action codebooks.", no_args_is_help=True)
 app.add_typer(codebook_app, name="codebook")
+app.command()(cli_world.drive)
+app.command()(cli_world.scenes)
 
 DEFAULT_ENGINE = Path("engines/demo")
 DEFAULT_ALTERNATIVES, MAX_ALTERNATIVES = 8, 64
 DEFAULT_FRAME_SIZE = ("1920x1080",)
 SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
-EXTRAS = {"onnx": "export", "ml_dtypes": "export", "yaml": "export", "matplotlib": "plot"}
+EXTRAS = {
+    "onnx": "export",
+    "ml_dtypes": "export",
+    "yaml": "export",
+    "matplotlib": "plot",
+    "numba": "demo",
+}
 """Library -> extra of the package that installs it."""
 
 

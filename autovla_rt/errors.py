@@ -65,3 +65,9 @@ class DependencyError(AutovlaError):
     """A library that the command needs is missing; the message names the pip line."""
 
     exit_code = 11
+
+
+class LayoutError(AutovlaError):
+    """An engine was compiled for other cameras or plans than those it is to drive with."""
+
+    exit_code = 12

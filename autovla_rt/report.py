@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -142,6 +143,30 @@ def print_plan(plan: Plan) -> None:
         for column in numeric.columns[numeric is stages :]:
             column.justify = "right"
     _print(table, poses, stages)
+
+
+def print_drive(record: dict[str, Any], out: Path) -> None:
+    """Print how a drive went and where its pictures are."""
+    score = record["score"]
+    table = _pairs(f"drive {record['seed']}")
+    slow, hit = record["slow_share"], score["collided_with"]
+    for key, value in {
+        "driver": record["driver"],
+        "score": f"{score['score']:.3f}",
+        "collision": "none" if hit is None else f"with a {hit}",
+        "on the road": "always" if score["on_road"] else "not always",
+        "red light": "crossed" if score["red_light"] else "kept",
+        "progress": f"{score['progress']:.2f} of the expert's, {score['metres']:.0f} m",
+        "time to collision": f"{score['time_to_collision']:.2f} of the time above 0.9 s",
+        "comfort": f"{score['comfort']:.2f} of the time",
+        "plans": f"{record['plans']}"
+        + ("" if slow is None else f", {100 * slow:.0f} % of them with reasoning"),
+        "planning": f"{record['planning_ms_median']:.0f} ms median, "
+        f"{record['planning_ms_max']:.0f} ms at most",
+        "written to": str(out),
+    }.items():
+        table.add_row(key, printable(value))
+    _print(table)
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Numba kernels of the world: compiled once, kept in the user's cache, free of the interpreter lock."""
+"""Numba kernels of the world: compiled once, kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numba
 from numba.core import config
@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def _cache_folder() -> Path:
-    """One folder for each state of this package: numba does not notice a changed callee by itself."""
+    """One folder for each state of this package: numba notices no change in a callee."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -23,10 +23,13 @@ def _cache_folder() -> Path:
     return Path(root) / "autovla-rt" / f"numba-{digest.hexdigest()[:16]}"
 
 
-config.CACHE_DIR = str(_cache_folder())
+setattr(config, "CACHE_DIR", str(_cache_folder()))  # noqa: B010 (no attribute to mypy)
 
 
 def kernel(function: Function) -> Function:
-    """Compile a function of numbers and arrays; its types stay those of the Python source."""
-    compiled: Function = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    return compiled
+    """Compile a function of numbers and arrays, to run without the interpreter's lock.
+
+    Its types stay those of the Python source.
+    """
+    compile_it = numba.njit(cache=True, nogil=True, error_model="numpy")
+    return cast("Function", compile_it(function))

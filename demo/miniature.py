@@ -141,7 +141,7 @@ def write_miniature(out: Path, seed: int) -> None:
 def write_foundation(
     out: Path, tokenizer: Tokenizer, corners: NDArray[np.float32], what: str
 ) -> Geometry:
-    """Write all but the weights: base folder, codebook [2048, 4, 2], configuration ("... `what`")."""
+    """Write base folder, codebook [2048, 4, 2] and configuration (its head says `what`)."""
     base = out / "base"
     base.mkdir(parents=True, exist_ok=True)
     geometry = Geometry(vision=VISION, language=language_geometry(tokenizer.get_vocab_size()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autovla_rt.demo import simulation
+from autovla_rt.demo import road, simulation
 from autovla_rt.demo.road import Array
 from autovla_rt.demo.scenario import World
 from autovla_rt.demo.scenes import Scene
@@ -88,7 +88,7 @@ def read_mention(reasoning: str) -> Mention | None:
 
 
 def _surroundings(world: World) -> str:
-    lanes = "two lanes" if world.facts[simulation.MAIN_HALF] > 4 else "one lane"
+    lanes = "two lanes" if world.facts[road.MAIN_HALF] > 4 else "one lane"
     ahead = world.facts[simulation.STOP] - world.ego[ALONG]
     if not world.layout.has_junction or not -12.0 < ahead < 60.0:
         return lanes

@@ -141,7 +141,7 @@ def look_of(world: World) -> Array:
     grey = np.array([150, 160, 172])
     sky = (1 - overcast) * np.array([84, 140, 208]) + overcast * grey
     haze = (1 - overcast) * np.array([200, 218, 232]) + overcast * np.array([188, 194, 200])
-    look = np.array(
+    return np.array(
         [
             np.cos(azimuth) * np.cos(height),
             np.sin(azimuth) * np.cos(height),
@@ -155,7 +155,6 @@ def look_of(world: World) -> Array:
             rng.uniform(1.5, 5.0),
         ]
     )
-    return look
 
 
 def render(world: World, width: int, height: int) -> dict[str, View]:
@@ -527,7 +526,7 @@ def draw_view(
         camera_x, camera_y, cos, sin, focal, grid, x0, y0, facts, look, colours, ids, depths
     )  # fmt: skip
     for i in range(len(boxes)):
-        draw_shadow(camera_x, camera_y, cos, sin, focal, boxes[i], colours, ids, depths)
+        draw_shadow(camera_x, camera_y, cos, sin, focal, boxes[i], colours, ids)
     for i in range(len(boxes)):
         draw_box(camera_x, camera_y, cos, sin, focal, boxes[i], look, colours, ids, depths)
     gain, noise = look[GAIN], look[NOISE]
@@ -593,7 +592,6 @@ def draw_shadow(
     box: Array,
     colours: NDArray[np.float32],
     ids: Ids,
-    depths: NDArray[np.float32],
 ) -> None:
     """Darken the ground under a box that stands near it."""
     if box[B_LOW] > 0.5 or box[B_SHAPE] == WALL:

@@ -1,4 +1,4 @@
-"""Roads of the world: reference lines, the ego's route along them, and what lies where on the ground.
+"""Roads of the world: middle lines, the ego's route along them, what lies where on the ground.
 
 World frame: metres, x and y in the plane, headings counter-clockwise in radians. A path is a line
 sampled every `STEP` metres, [n, 4] of (x, y, heading, curvature). Lateral offsets are positive to
@@ -71,7 +71,7 @@ def lane_offset(lane: int) -> float:
 def winding(
     rng: np.random.Generator, length: float, straight: tuple[float, float] | None = None
 ) -> Array:
-    """Return curvatures [n] of a road of `length` m that bends gently, straight between two places."""
+    """Return curvatures [n] of a gently bending road of `length` m, straight between two places."""
     count = int(length / STEP)
     curvature = np.zeros(count)
     place, heading = 0.0, 0.0
@@ -131,7 +131,8 @@ def crossing_road(rng: np.random.Generator, main: Array, junction: float) -> tup
     bends = winding(rng, ARM_LENGTH, (0.0, 40.0)), winding(rng, ARM_LENGTH, (0.0, 40.0))
     left = integrate(bends[0], (x, y, heading + np.pi / 2))
     right = integrate(bends[1], (x, y, heading - np.pi / 2))
-    back = right[:0:-1] + [0.0, 0.0, np.pi, 0.0]
+    back = right[:0:-1].copy()
+    back[:, 2] += np.pi
     back[:, 3] *= -1
     return np.concatenate([back, left]), len(back) * STEP
 
@@ -150,13 +151,13 @@ def build_layout(
         return Layout(main, far, route, numbers, NO_PLACE, NO_PLACE, 0, lane)
     cross, centre = crossing_road(rng, main, junction)
     numbers[JUNCTION], numbers[CROSS_CENTRE] = junction, centre
-    route, entry = _route(main, cross, junction, centre, lanes, lane, turn)
+    route, entry = _route(main, cross, junction, centre, lane, turn)
     stop = entry - LANE - STOP_LINE
     return Layout(main, cross, route, numbers, entry, stop, turn, lane)
 
 
 def _route(
-    main: Array, cross: Array, junction: float, centre: float, lanes: int, lane: int, turn: int
+    main: Array, cross: Array, junction: float, centre: float, lane: int, turn: int
 ) -> tuple[Array, float]:
     """Return the ego's route and where it passes the junction's middle (before a turn bends it)."""
     offset = lane_offset(lane)
@@ -177,11 +178,8 @@ def _route(
     cos, sin = np.cos(heading), np.sin(heading)
     arc = origin + local @ np.array([[cos, sin], [-sin, cos]])
     before = approach[: at + int(np.floor(begin_x / STEP))]
-    start = int(round((centre + end_y) / STEP)) + turn
-    if turn > 0:
-        after = beside(cross[start:], -LANE / 2)
-    else:
-        after = beside(cross[start::-1], LANE / 2)
+    start = round((centre + end_y) / STEP) + turn
+    after = beside(cross[start::turn], -turn * LANE / 2)
     route = through(np.concatenate([before, arc, after]))
     return route, _position_near(route, before[-1]) - begin_x
 
@@ -226,14 +224,14 @@ def place(path: Array, along: float, offset: float) -> tuple[float, float, float
 def on_road(
     main_along: float, main_left: float, cross_left: float, numbers: Array, margin: float
 ) -> bool:
-    """Whether road coordinates lie on asphalt (kerb corners included), `margin` m outside it too."""
+    """Whether road coordinates lie on asphalt (with kerb corners) or within `margin` m of it."""
     across = abs(main_left)
     if across <= numbers[MAIN_HALF] + margin or abs(cross_left) <= numbers[CROSS_HALF] + margin:
         return True
     # Corner of the junction: inside the square of the kerb's radius, outside its circle.
     a, b = across - numbers[MAIN_HALF], abs(cross_left) - numbers[CROSS_HALF]
     if a < CORNER and b < CORNER and abs(main_along - numbers[JUNCTION]) < 40.0:
-        return (CORNER - a) ** 2 + (CORNER - b) ** 2 >= (CORNER - margin) ** 2
+        return bool((CORNER - a) ** 2 + (CORNER - b) ** 2 >= (CORNER - margin) ** 2)
     return False
 
 
@@ -243,7 +241,7 @@ CHART_CELL, CHART_SIDE, CHART_FAR = 2.0, 104, 60.0
 @kernel
 def chart_origin(middle: float) -> float:
     """Return the first cell's coordinate of a chart around `middle`."""
-    return np.floor(middle / CHART_CELL) * CHART_CELL - CHART_CELL * (CHART_SIDE // 2)
+    return float(np.floor(middle / CHART_CELL) * CHART_CELL - CHART_CELL * (CHART_SIDE // 2))
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Training samples: scenes as patches, prompts and answers, in batches that are fixed by their step."""
+"""Training samples: scenes as patches, prompts and answers; batches are fixed by their step."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def see(
 
 
 def pack(samples: Sequence[Sample], maker: SampleMaker) -> Batch:
-    """Put samples into one batch, each with its answers behind one prompt, padded to the longest."""
+    """Put samples into one batch: prompt and answers behind it, padded to the longest."""
     lengths = [len(s.prompt) + sum(len(a.ids) for a in s.answers) for s in samples]
     count, longest = len(samples), max(lengths)
     token_ids = np.full((count, longest), samples[0].answers[0].ids[-1], np.int64)

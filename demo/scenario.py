@@ -128,6 +128,22 @@ class World:
         )
         return losses
 
+    def step(self, acceleration: float, curvature: float) -> None:
+        """Move everything by 0.1 s, the ego by a controller's command (m/s², 1/m)."""
+        layout = self.layout
+        simulation.move_ego(self.ego, layout.route, acceleration, curvature)
+        simulation.move_agents(
+            self.ego,
+            self.agents,
+            self.facts,
+            layout.route,
+            layout.main,
+            layout.cross,
+            self.time,
+            False,
+        )
+        self.time += simulation.DT
+
     def freeze_light(self) -> None:
         """Let the light keep its present colour."""
         self.facts[simulation.FROZEN_LIGHT] = simulation.light_at(self.facts, self.time)
@@ -159,6 +175,7 @@ class _Draft:
     rng: np.random.Generator
     layout: Layout
     limit: float
+    start: float = 0.0
     agents: list[Array] = field(default_factory=list)
     zones: list[tuple[float, float, float]] = field(default_factory=list)
     busy: list[tuple[float, float]] = field(default_factory=list)
@@ -216,11 +233,11 @@ def draw_world(
         lanes=lanes,
     )
     draft = _Draft(rng, layout, float(rng.uniform(8, 14)))
-    start = places[0] - float(rng.uniform(30, 90))
+    draft.start = places[0] - float(rng.uniform(30, 90))
     for kind, place in zip(kinds, places, strict=True):
-        _EVENT_DRAWERS[kind](draft, place, start)
-    _background(draft, start)
-    return _assemble(draft, start, lit="light" in kinds)
+        _EVENT_DRAWERS[kind](draft, place)
+    _background(draft)
+    return _assemble(draft, lit="light" in kinds)
 
 
 def _choose_junction(
@@ -237,7 +254,7 @@ def _choose_junction(
     return None, 0
 
 
-def _assemble(draft: _Draft, start: float, lit: bool) -> World:
+def _assemble(draft: _Draft, lit: bool) -> World:
     rng, layout = draft.rng, draft.layout
     facts = np.zeros(NUM_FACTS)
     facts[: len(layout.numbers)] = layout.numbers
@@ -247,11 +264,11 @@ def _assemble(draft: _Draft, start: float, lit: bool) -> World:
     green, red = float(rng.uniform(7, 14)), float(rng.uniform(9, 16))
     facts[[simulation.GREEN_TIME, simulation.AMBER_TIME, simulation.RED_TIME]] = green, 3.0, red
     # Where the light is the event, the ego mostly arrives at amber or red.
-    arrival = (layout.stop_on_route - start) / draft.limit if layout.has_junction else 0.0
+    arrival = (layout.stop_on_route - draft.start) / draft.limit if layout.has_junction else 0.0
     share = float(rng.uniform(-4, red + 3) if lit else rng.uniform(0, green + 3.0 + red))
     facts[simulation.PHASE] = (green + share - arrival) % (green + 3.0 + red)
     facts[simulation.FROZEN_LIGHT] = simulation.NO_LIGHT
-    ego = _ego(draft, start)
+    ego = _ego(draft)
     agents = np.array(draft.agents).reshape(-1, AGENT_COLUMNS)
     zones = np.array(draft.zones).reshape(-1, 3)
     simulation.locate_all(agents, layout.route, layout.main, layout.cross)
@@ -259,28 +276,28 @@ def _assemble(draft: _Draft, start: float, lit: bool) -> World:
     return World(layout, facts, zones, agents, ego, 0.0, look, _scenery(layout, look))
 
 
-def _ego(draft: _Draft, start: float) -> Array:
+def _ego(draft: _Draft) -> Array:
     rng, route = draft.rng, draft.layout.route
     ego = np.zeros(EGO_COLUMNS)
-    pose = np.array(road.place(route, start, float(rng.normal(0, 0.3))))
+    pose = np.array(road.place(route, draft.start, float(rng.normal(0, 0.3))))
     pose[2] += rng.normal(0, 0.02)
-    ego[:3], ego[ALONG] = pose, start
-    allowed = float(simulation.bend_speed(route, start, draft.limit))
+    ego[:3], ego[ALONG] = pose, draft.start
+    allowed = float(simulation.bend_speed(route, draft.start, draft.limit))
     ego[SPEED] = 0.0 if rng.random() < 0.1 else allowed * rng.uniform(0.5, 1.0)
     return ego
 
 
-def _free(draft: _Draft, place: float, start: float) -> None:
+def _free(draft: _Draft, place: float) -> None:
     """Draw nothing: the way is clear."""
 
 
-def _lead(draft: _Draft, place: float, start: float) -> None:
+def _lead(draft: _Draft, place: float) -> None:
     rng = draft.rng
     cruise = draft.limit * float(rng.uniform(0.45, 0.9))
     draft.add(
         TRUCK if rng.random() < 0.25 else CAR,
         ROUTE_PATH,
-        max(start + float(rng.uniform(14, 40)), place - 60),
+        max(draft.start + float(rng.uniform(14, 40)), place - 60),
         float(rng.normal(0, 0.1)),
         speed=cruise,
         rule=BRAKER,
@@ -289,10 +306,10 @@ def _lead(draft: _Draft, place: float, start: float) -> None:
         p2=float(rng.choice([0.0, 0.0, 2.0, 4.0])),
         p3=float(rng.uniform(3, 8)),
     )
-    draft.busy.append((start, place + 60))
+    draft.busy.append((draft.start, place + 60))
 
 
-def _stopped(draft: _Draft, place: float, start: float) -> None:
+def _stopped(draft: _Draft, place: float) -> None:
     rng = draft.rng
     wait, along = float(rng.uniform(8, 20)), place
     for _ in range(int(rng.integers(1, 5))):
@@ -312,14 +329,14 @@ def _stopped(draft: _Draft, place: float, start: float) -> None:
     draft.busy.append((place - 20, along + 20))
 
 
-def _cut_in(draft: _Draft, place: float, start: float) -> None:
+def _cut_in(draft: _Draft, place: float) -> None:
     rng = draft.rng
     side = LANE if draft.layout.lane == 1 else -LANE
     cruise = draft.limit * float(rng.uniform(0.4, 0.75))
     draft.add(
         TRUCK if rng.random() < 0.2 else CAR,
         ROUTE_PATH,
-        max(start + float(rng.uniform(8, 30)), place - 65),
+        max(draft.start + float(rng.uniform(8, 30)), place - 65),
         side,
         speed=cruise,
         rule=CUT_IN,
@@ -328,10 +345,10 @@ def _cut_in(draft: _Draft, place: float, start: float) -> None:
         p2=0.0,
         p3=4.0,
     )
-    draft.busy.append((start, place + 60))
+    draft.busy.append((draft.start, place + 60))
 
 
-def _pedestrian(draft: _Draft, place: float, start: float) -> None:
+def _pedestrian(draft: _Draft, place: float) -> None:
     rng = draft.rng
     half = draft.layout.numbers[road.MAIN_HALF]
     for _ in range(1 if rng.random() < 0.7 else 2):
@@ -344,13 +361,13 @@ def _pedestrian(draft: _Draft, place: float, start: float) -> None:
             side * edge,
             rule=CROSSER,
             p0=float(rng.uniform(1.0, 1.9)),
-            p1=float(rng.uniform(14, 45)),
+            p1=draft.limit * float(rng.uniform(2.0, 4.5)),
             p2=-side * edge,
         )
     draft.busy.append((place - 15, place + 15))
 
 
-def _light(draft: _Draft, place: float, start: float) -> None:
+def _light(draft: _Draft, place: float) -> None:
     """Draw a queue before the light now and then; the light itself belongs to the junction."""
     rng, along = draft.rng, draft.layout.stop_on_route - 3.5
     if rng.random() < 0.35:
@@ -360,13 +377,11 @@ def _light(draft: _Draft, place: float, start: float) -> None:
     draft.busy.append((place - 45, place + 25))
 
 
-def _construction(draft: _Draft, place: float, start: float) -> None:
+def _construction(draft: _Draft, place: float) -> None:
     """Draw cones that close a part of the lane, and a barrier at their head."""
     rng, layout = draft.rng, draft.layout
-    if layout.numbers[road.MAIN_LANES] == 2:
-        shift = LANE if layout.lane == 1 else -LANE
-    else:
-        shift = 0.95
+    narrow = layout.numbers[road.MAIN_LANES] == 1
+    shift = 0.95 if narrow else LANE if layout.lane == 1 else -LANE
     side, length = float(np.sign(shift)), float(rng.uniform(14, 32))
     draft.zones.append((place, place + length, shift))
     edge = side * (abs(shift) - 1.75)
@@ -390,13 +405,13 @@ _EVENT_DRAWERS = {
 }
 
 
-def _background(draft: _Draft, start: float) -> None:
+def _background(draft: _Draft) -> None:
     """Draw oncoming and crossing traffic, neighbours, parked cars and people on the pavement."""
     rng, layout = draft.rng, draft.layout
     half, lanes = layout.numbers[road.MAIN_HALF], int(layout.numbers[road.MAIN_LANES])
     for _ in range(int(rng.integers(0, 5))):
         lane, speed = int(rng.integers(lanes)), draft.limit * float(rng.uniform(0.6, 1))
-        along = start + float(rng.uniform(30, 260))
+        along = draft.start + float(rng.uniform(30, 260))
         draft.add(
             CAR if rng.random() < 0.8 else TRUCK,
             MAIN_PATH,
@@ -407,9 +422,10 @@ def _background(draft: _Draft, start: float) -> None:
             rule=TRAFFIC,
             p0=speed,
         )
-    if lanes == 2 and rng.random() < 0.6:
+    # Who has to leave the lane at roadworks needs the other one.
+    if lanes == 2 and not draft.zones and rng.random() < 0.6:
         speed = draft.limit * float(rng.uniform(0.6, 1))
-        along = start + float(rng.uniform(-15, 60))
+        along = draft.start + float(rng.uniform(-15, 60))
         if not any(low <= along <= high for low, high in draft.busy):
             left = road.lane_offset(1 - layout.lane)
             draft.add(CAR, MAIN_PATH, along, left, speed=speed, rule=TRAFFIC, p0=speed)
@@ -418,13 +434,13 @@ def _background(draft: _Draft, start: float) -> None:
             _crossing_car(draft)
     for _ in range(int(rng.integers(0, 5))):
         side = float(rng.choice([-1, 1]))
-        along = start + float(rng.uniform(0, 160))
+        along = draft.start + float(rng.uniform(0, 160))
         if _clear_of_junction(draft, along):
             left = side * (half + 1.25)
             draft.add(CAR, MAIN_PATH, along, left, direction=-side, rule=STATIC)
     for _ in range(int(rng.integers(0, 6))):
         side, direction = float(rng.choice([-1, 1])), float(rng.choice([-1, 1]))
-        along = start + float(rng.uniform(0, 140))
+        along = draft.start + float(rng.uniform(0, 140))
         if _clear_of_junction(draft, along):
             left = side * (half + float(rng.uniform(2.4, 3.4)))
             pace = 0.0 if rng.random() < 0.4 else float(rng.uniform(0.8, 1.6))
@@ -451,7 +467,7 @@ def _crossing_car(draft: _Draft) -> None:
 
 
 def _clear_of_junction(draft: _Draft, along: float) -> bool:
-    return abs(along - draft.layout.numbers[road.JUNCTION]) > 22.0
+    return bool(abs(along - draft.layout.numbers[road.JUNCTION]) > 22.0)
 
 
 HOUSE, TREE = 0, 1

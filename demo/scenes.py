@@ -86,6 +86,11 @@ def plan_scene(seed: int, moments: tuple[World, ...]) -> Scene | None:
     return Scene(seed, moments, trajectory, undisturbed, cause, float(last.ego[simulation.SPEED]))
 
 
+def expert_plan(now: World) -> Array:
+    """Return the expert's trajectory [10, 3] in the ego frame, for the world as it is now."""
+    return _future(now, interact=True)[0]
+
+
 def collision(world: World) -> int | None:
     """Return the agent that the ego touches, None if there is none."""
     ego = world.ego

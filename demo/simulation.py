@@ -91,9 +91,12 @@ def light_at(facts: Array, time: float) -> int:
 
 @kernel
 def cross_light_at(facts: Array, time: float) -> int:
-    """Return the colour of the crossing road's light: green in the middle of the main road's red."""
+    """Return the colour of the crossing road's light, green within the main road's red.
+
+    Without a light the crossing road gives way: always red.
+    """
     if facts[LIGHT] == 0.0:
-        return NO_LIGHT
+        return RED
     if facts[FROZEN_LIGHT] >= 0.0:
         return 2 if facts[FROZEN_LIGHT] < 2.0 else 0
     phase = (
@@ -289,7 +292,7 @@ def steer(ego: Array, route: Array, zones: Array, interact: bool) -> float:
     dx, dy = x - ego[X], y - ego[Y]
     left = -np.sin(ego[HEADING]) * dx + np.cos(ego[HEADING]) * dy
     # The point is sought from the middle, not from the rear axle: take the slip out.
-    return 2.0 * left / max(dx * dx + dy * dy, 1.0) * (1.0 - AXLE / (reach + AXLE))
+    return float(2.0 * left / max(dx * dx + dy * dy, 1.0) * (1.0 - AXLE / (reach + AXLE)))
 
 
 @kernel
@@ -318,7 +321,7 @@ def crosser_blocks(agent: Array, ego: Array, corridor: float) -> bool:
         return False
     arrival = 0.0 if inside else (abs(left) - 2.0) / max(abs(drift), 0.1)
     ego_arrival = max(0.0, agent[R_ALONG] - ego[ALONG] - FRONT) / max(ego[SPEED], 1.0)
-    return ego_arrival + 1.0 > arrival or agent[R_ALONG] - ego[ALONG] < 25.0 and arrival < 3.0
+    return ego_arrival + 1.0 > arrival or (agent[R_ALONG] - ego[ALONG] < 25.0 and arrival < 3.0)
 
 
 @kernel

@@ -33,7 +33,7 @@ class PlannedPath:
 
     def control(self, ego: Array, time: float) -> tuple[float, float]:
         """Return (acceleration in m/s², curvature in 1/m) for an ego state at a time."""
-        return self._acceleration(ego, time), self._curvature(ego, time)
+        return self._acceleration(ego, time), self._curvature(ego)
 
     def points(self) -> Array:
         """Return the planned positions in the world [n + 1, 2], from the origin on."""
@@ -47,7 +47,7 @@ class PlannedPath:
         wanted = max(0.0, wanted + POSITION_GAIN * float(np.clip(behind, -3, 3)))
         return float((wanted - ego[SPEED]) / SPEED_TIME)
 
-    def _curvature(self, ego: Array, time: float) -> float:
+    def _curvature(self, ego: Array) -> float:
         reach = float(np.clip(REACH_TIME * ego[SPEED], SHORTEST_REACH, LONGEST_REACH))
         x, y = self._point(self._progress(ego) + reach)
         dx, dy = x - ego[X], y - ego[Y]
@@ -56,8 +56,10 @@ class PlannedPath:
         return float(2.0 * left / distance * (1.0 - AXLE / (reach + AXLE)))
 
     def _place(self, time: float) -> float:
-        """Return the planned distance from the origin at a time; beyond its end the plan goes on
-        at its last speed."""
+        """Return the planned distance from the origin at a time.
+
+        Beyond its end the plan goes on at its last speed.
+        """
         if time <= self._times[-1]:
             return float(np.interp(time, self._times, self._along))
         last_speed = (self._along[-1] - self._along[-2]) / DT

@@ -1,0 +1,102 @@
+"""Who plans a drive: the compiled model, the expert, or constant velocity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from autovla_rt.config import CAMERAS
+from autovla_rt.demo.render import View, render_moments
+from autovla_rt.demo.road import Array
+from autovla_rt.demo.scenario import World
+from autovla_rt.demo.scenes import NUM_POSES, expert_plan
+from autovla_rt.demo.simulation import SPEED
+from autovla_rt.demo.tracking import DT
+from autovla_rt.runtime.decode import Mode
+from autovla_rt.runtime.planner import Plan, Planner
+from autovla_rt.runtime.scene import Request
+
+FRAME_WIDTH, FRAME_HEIGHT = 392, 224
+"""Size of the cameras' frames, pixels."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A plan for four moments of a drive.
+
+    Attributes:
+        trajectory: [10, 3] in the ego frame of the last moment.
+        milliseconds: How long planning took (preprocessing to trajectory, not the drawing).
+        plan: What the model answered; None where no model planned.
+        views: What the cameras saw at the last moment; None where nobody looked.
+    """
+
+    trajectory: Array
+    milliseconds: float
+    plan: Plan | None = None
+    views: dict[str, View] | None = None
+
+
+class Driver(Protocol):
+    """Plans from the last four moments, 0.5 s apart, the last one now."""
+
+    def decide(self, moments: Sequence[World]) -> Decision:
+        """Return the plan."""
+        ...
+
+
+class ModelDriver:
+    """The compiled engine: it sees what the cameras see, and the request's numbers."""
+
+    def __init__(self, planner: Planner, *, mode: Mode = "auto", blind: bool = False) -> None:
+        self._planner = planner
+        self._mode: Mode = mode
+        self._blind = blind
+
+    def decide(self, moments: Sequence[World]) -> Decision:
+        """Draw the frames, plan, and measure the planning."""
+        drawn = render_moments(moments, FRAME_WIDTH, FRAME_HEIGHT)
+        request = request_of(moments[-1], drawn, blind=self._blind)
+        start = time.perf_counter()
+        plan = self._planner.plan(request, mode=self._mode)
+        elapsed = (time.perf_counter() - start) * 1e3
+        return Decision(np.array(plan.trajectory), elapsed, plan, drawn[-1])
+
+
+class ExpertDriver:
+    """The expert, who knows the world's state; its plans are followed by the same controller."""
+
+    def decide(self, moments: Sequence[World]) -> Decision:
+        """Return the expert's plan for the world as it is now."""
+        return Decision(expert_plan(moments[-1]), 0.0)
+
+
+class ConstantVelocityDriver:
+    """Straight on at the present speed, whatever comes."""
+
+    def decide(self, moments: Sequence[World]) -> Decision:
+        """Return ten poses straight ahead."""
+        return Decision(constant_velocity(moments[-1]), 0.0)
+
+
+def constant_velocity(world: World) -> Array:
+    """Return the trajectory [10, 3] of a car that keeps speed and heading."""
+    ahead = world.ego[SPEED] * DT * np.arange(1, NUM_POSES + 1)
+    return np.column_stack([ahead, np.zeros(NUM_POSES), np.zeros(NUM_POSES)])
+
+
+def request_of(now: World, drawn: Sequence[dict[str, View]], *, blind: bool = False) -> Request:
+    """Return the request that a car would make: frames, speed, acceleration, instruction.
+
+    A blind one has black frames in their place.
+    """
+    frames = {
+        camera: [Image.fromarray(views[camera].pixels * (not blind)) for views in drawn]
+        for camera in CAMERAS
+    }
+    return Request(frames, float(now.ego[SPEED]), now.acceleration, now.instruction)

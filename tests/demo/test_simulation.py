@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autovla_rt.demo import simulation as sim
+from autovla_rt.demo.scenario import EVENTS, draw_world
+from autovla_rt.demo.scenes import collision
+
+
+def world_with(event, seed=0, **columns):
+    world = draw_world(seed, event)
+    for name, value in columns.items():
+        world.facts[getattr(sim, name.upper())] = value
+    return world
+
+
+@given(st.floats(0, 20), st.floats(1, 20))
+def test_idm_speeds_up_below_the_desired_speed_and_slows_down_above(speed, desired):
+    acceleration = sim.idm(speed, desired, sim.CLEAR, 0.0)
+    assert (acceleration > 0) == (speed < desired) or acceleration == pytest.approx(0, abs=1e-9)
+    assert -sim.COMFORT_BRAKING <= acceleration <= sim.MAX_ACCELERATION
+
+
+@given(st.floats(3, 15), st.floats(0.5, 60))
+def test_idm_brakes_harder_for_a_nearer_obstacle(speed, gap):
+    near, far = (sim.idm(speed, 15.0, g, speed) for g in (gap, gap + 5))
+    assert near <= far
+    assert near >= -sim.HARDEST_BRAKING
+
+
+def test_a_light_runs_through_its_colours():
+    world = world_with("light", light=1, green_time=8, amber_time=3, red_time=9, phase=0)
+    colours = [sim.light_at(world.facts, t) for t in (0.0, 7.9, 8.1, 10.9, 11.1, 19.9, 20.1)]
+    assert colours == [sim.GREEN] * 2 + [sim.AMBER] * 2 + [sim.RED] * 2 + [sim.GREEN]
+
+
+def test_the_crossing_road_is_green_only_while_the_main_road_is_red():
+    world = world_with("light", light=1)
+    for time in np.arange(0, 60, 0.1):
+        if sim.cross_light_at(world.facts, time) == sim.GREEN:
+            assert sim.light_at(world.facts, time) == sim.RED
+
+
+def test_a_frozen_light_keeps_its_colour():
+    world = world_with("light", light=1, green_time=8, amber_time=3, red_time=9, phase=9)
+    world.freeze_light()
+    assert {sim.light_at(world.facts, t) for t in np.arange(0, 40)} == {sim.AMBER}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_expert_stops_before_a_red_light(seed):
+    world = world_with("light", seed, light=1)
+    world.facts[sim.FROZEN_LIGHT] = sim.RED
+    world.advance(400)
+    front = world.ego[sim.ALONG] + sim.FRONT
+    assert world.ego[sim.SPEED] < 0.3
+    assert front < world.facts[sim.STOP] + 0.3
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_the_expert_hits_nothing(event):
+    for seed in range(25):
+        world = draw_world(1000 + seed, event)
+        for _ in range(30):
+            world.advance(5)
+            assert collision(world) is None, seed
+
+
+def test_the_expert_leaves_the_lane_for_roadworks_and_comes_back():
+    world = draw_world(3, "construction")
+    start, end, shift = world.zones[0]
+    offsets = []
+    for _ in range(400):
+        world.advance(1)
+        index = sim.find(world.layout.route, world.ego[0], world.ego[1])
+        along, left = sim.project(world.layout.route, world.ego[0], world.ego[1], index)
+        offsets.append((along, left))
+    inside = [left for along, left in offsets if start + 2 < along < end - 2]
+    after = [left for along, left in offsets if along > end + 45]
+    assert inside
+    assert np.abs(np.array(inside) - shift).max() < 0.5
+    assert not after or abs(after[-1]) < 0.3
+
+
+def test_a_frozen_world_begins_nothing_new():
+    for seed in range(20):
+        world = draw_world(seed, "pedestrian")
+        before = world.agents[world.agents[:, sim.RULE] == sim.CROSSER][:, sim.ACTIVE].copy()
+        world.advance(60, frozen=True)
+        after = world.agents[world.agents[:, sim.RULE] == sim.CROSSER][:, sim.ACTIVE]
+        assert np.array_equal(before, after)
+
+
+def test_equal_worlds_move_equally_and_a_copy_moves_alone():
+    a, b = draw_world(5), draw_world(5)
+    untouched = a.copy()
+    a.advance(80)
+    b.advance(80)
+    assert np.array_equal(a.ego, b.ego)
+    assert np.array_equal(a.agents, b.agents)
+    assert untouched.time == 0.0
+    assert not np.array_equal(untouched.ego, a.ego)
+
+
+def test_the_bicycle_turns_as_its_curvature_says():
+    world = draw_world(0, "free")
+    ego = world.ego
+    ego[:] = 0, 0, 0, 5.0, 0, 0.05, 0
+    for _ in range(100):
+        sim.move_ego(ego, world.layout.route, 0.0, 0.05)
+    assert ego[sim.SPEED] == 5.0
+    assert ego[sim.HEADING] == pytest.approx(5.0 * 10 * 0.05)
+
+
+def test_the_car_cannot_reverse_or_jump():
+    world = draw_world(0, "free")
+    world.ego[sim.SPEED] = 3.0
+    speeds, accelerations = [], []
+    for _ in range(30):
+        sim.move_ego(world.ego, world.layout.route, -50.0, 9.0)
+        speeds.append(world.ego[sim.SPEED])
+        accelerations.append(world.ego[sim.ACCELERATION])
+        assert world.ego[sim.CURVATURE] <= 0.19
+    assert min(speeds) == 0.0
+    assert min(accelerations) >= -sim.HARDEST_BRAKING
+    assert accelerations[0] == pytest.approx(-1.6)  # 16 m/s³ for 0.1 s
+
+
+def box(x, y, heading, length=4.0, width=2.0):
+    agent = np.zeros(sim.AGENT_COLUMNS)
+    agent[[sim.A_X, sim.A_Y, sim.A_HEADING, sim.LENGTH, sim.WIDTH]] = x, y, heading, length, width
+    return agent
+
+
+@pytest.mark.parametrize(
+    ("agent", "touches"),
+    [
+        (box(4.2, 0, 0), True),
+        (box(4.6, 0, 0), False),
+        (box(0, 1.9, 0), True),
+        (box(0, 2.1, 0), False),
+        (box(3.3, 0, np.pi / 2), True),
+        (box(3.5, 0, np.pi / 2), False),
+        (box(3.2, 2.2, np.pi / 4), True),
+        (box(3.9, 2.9, np.pi / 4), False),
+    ],
+)
+def test_boxes_overlap(agent, touches):
+    assert sim.overlap(0.0, 0.0, 0.0, 4.8, 2.0, agent) is touches
