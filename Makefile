@@ -8,23 +8,25 @@ TARGET ?= cpu
 PRECISION ?= int8
 ENGINE ?= engines/$(basename $(notdir $(patsubst %/,%,$(CHECKPOINT))))
 
-# The demo checkpoint: a seeded miniature in the official layout.
-DEMO := build/demo-checkpoint
-DEMO_NOTE := demo miniature with random weights: its plans mean nothing
+# The demo checkpoint: a miniature AutoVLA in the official layout, trained in its own world.
+DEMO ?= demo/checkpoint
+DEMO_NOTE := miniature AutoVLA, trained on drawn scenes (demo/): never for a real car
 
 # kernels is also a PyPI name: keep the working directory off the import path.
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-engine engine test lint bench clean
+.PHONY: help setup demo demo-engine demo-model engine test lint bench clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(VENV)/base.stamp  ## Create .venv with the runtime and what export needs (no torch)
 
-demo: demo-engine  ## Build the demo engine and plan the demo scene
-	$(CLI) plan --frames calib_data/demo --engine engines/demo
+demo: demo-engine  ## Build the demo engine, plan the demo scene, drive through the demo world
+	mkdir -p build/demo
+	$(CLI) plan --frames calib_data/demo --engine engines/demo --plot build/demo/plan.png
+	$(CLI) drive --engine engines/demo --seed 8 --out build/demo
 
 ifeq ($(CHECKPOINT),)
 engine: demo-engine  ## Build the demo engine, or CHECKPOINT= CONFIG= [TARGET= PRECISION= ENGINE= BUILD_OPTIONS=]
@@ -34,11 +36,11 @@ engine: $(VENV)/base.stamp
 	$(CLI) build --checkpoint "$(CHECKPOINT)" --config "$(CONFIG)" --target $(TARGET) --precision $(PRECISION) --out "$(ENGINE)" $(BUILD_OPTIONS)
 endif
 
-demo-engine: $(DEMO)/config.yaml
-	$(CLI) build --checkpoint $(DEMO)/base --config $(DEMO)/config.yaml --recipe demo/recipe.toml --target $(TARGET) --precision $(PRECISION) --note "$(DEMO_NOTE)" --out engines/demo
+demo-engine: $(VENV)/base.stamp
+	$(CLI) build --checkpoint $(DEMO)/base --config $(DEMO)/config.yaml --recipe demo/recipe.toml --target $(TARGET) --precision $(PRECISION) --frame-size 392x224 --note "$(DEMO_NOTE)" --out engines/demo
 
-$(DEMO)/config.yaml: demo/miniature.py demo/recipe.toml $(VENV)/base.stamp
-	$(BIN)/python demo/miniature.py $(DEMO) --seed 0
+demo-model: $(VENV)/dev.stamp  ## Train the demo checkpoint anew in build/demo-model (75 minutes on 2 cores)
+	$(BIN)/python -m autovla_rt.demo.train build/demo-model
 
 test: $(VENV)/dev.stamp  ## Run the tests
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -57,9 +59,9 @@ clean:  ## Remove what was built, not .venv
 
 $(VENV)/base.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[export]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,demo,plot]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/base.stamp
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,plot,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,demo,plot,dev]'
 	touch $@

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autovla_rt.errors import InputError, LayoutError
-from autovla_rt.output_file import write_file
+from autovla_rt.output_file import make_folder, write_file
 
 if TYPE_CHECKING:
     from autovla_rt.demo.drive import DriveSettings, Tick
@@ -103,11 +103,11 @@ def drive(
 
     settings = DriveSettings(seconds, _multiple_of_a_step(replan_every), latency_ms)
     chosen, description = _driver(driver, engine, mode, threads)
+    make_folder(out)
     run = Drive(draw_drive_world(seed), chosen, settings)
     ticks = list(run)
     score = run.score()
     record = _record(seed, settings, driver.value, description, ticks, score)
-    out.mkdir(parents=True, exist_ok=True)
     _draw(out, ticks, record, settings.replan_every if film else None)
     write_file(out / "drive.json", (json.dumps(record, indent=1) + "\n").encode())
     if as_json:

@@ -41,6 +41,21 @@ def require_writable(path: Path) -> None:
         raise _refusal(path, "permission denied")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        StorageError: there is a file in its place, or the file system refused.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be made a folder: {error.strerror or error}.\n"
+            "Give the path of a folder, new or existing, that you may write to."
+        ) from error
+
+
 def _replace(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:

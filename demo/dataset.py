@@ -17,10 +17,10 @@ from autovla_rt.demo.render import View, render_moments
 from autovla_rt.demo.scenes import Scene, record_scene
 from autovla_rt.demo.simulation import SPEED
 from autovla_rt.errors import InputError
-from autovla_rt.output_file import write_file
+from autovla_rt.output_file import make_folder, write_file
 from autovla_rt.runtime.scene import PATH_KEYS, SCENE_FILE
 
-JPEG_QUALITY = 88
+JPEG_QUALITY = 80
 SCENES, SENSORS = "scenes", "sensors"
 
 
@@ -34,8 +34,8 @@ def write_scenes(out: Path, seeds: Sequence[int], event: str | None = None) -> N
     goes on where it stopped.
 
     Raises:
-        InputError: `out` is a file, or has a scene JSON of another event or that cannot be read.
-        StorageError: the file system refused.
+        InputError: a scene JSON that is there cannot be read.
+        StorageError: `out` is a file, or the file system refused.
     """
     for seed in seeds:
         token = f"miniature-{seed:010d}" + ("" if event is None else f"-{event}")
@@ -45,7 +45,7 @@ def write_scenes(out: Path, seeds: Sequence[int], event: str | None = None) -> N
             continue
         scene = record_scene(seed, event)
         frames = _write_frames(out / SENSORS, token, scene)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_file(path, _json(describe(scene, token, frames)))
 
 
@@ -80,7 +80,7 @@ def _write_frames(root: Path, token: str, scene: Scene) -> dict[str, list[str]]:
     drawn = render_moments(scene.moments, FRAME_WIDTH, FRAME_HEIGHT)
     paths: dict[str, list[str]] = {}
     for camera in CAMERAS:
-        (root / token / camera).mkdir(parents=True, exist_ok=True)
+        make_folder(root / token / camera)
         paths[camera] = [str(Path(token, camera, f"{i}.jpg")) for i in range(len(drawn))]
         for path, views in zip(paths[camera], drawn, strict=True):
             write_file(root / path, _jpeg(views[camera]))

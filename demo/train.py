@@ -18,10 +18,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from safetensors.numpy import load_file
 
 from autovla_rt.demo import vision_targets
-from autovla_rt.demo.foundation import write_trained_foundation
-from autovla_rt.demo.miniature import RECIPE
+from autovla_rt.demo.foundation import write_foundation
 from autovla_rt.demo.samples import SampleMaker, SceneSource
 from autovla_rt.demo.sft import WEIGHTS_FILE, train
+from autovla_rt.demo.tokenizer import RECIPE
 from autovla_rt.demo.training_settings import Settings
 from autovla_rt.export.model_config import read_geometry
 from autovla_rt.export.recipe import read_recipe
@@ -34,7 +34,7 @@ STEPS = 2200
 def run(out: Path, steps: int, seed: int) -> bool:
     """Train in a folder until `steps` are done or a signal comes; True if they are done."""
     if not (out / "config.yaml").exists():
-        write_trained_foundation(out, seed)
+        write_foundation(out, seed)
     base = out / "base"
     geometry = read_geometry(base)
     corners = load_file(out / "codebook.safetensors")["corners"]

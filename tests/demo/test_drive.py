@@ -75,9 +75,7 @@ def speed_at(latency_ms, time):
     """The speed `time` s into the drive of the driver that brakes from 2 s on."""
     world = draw_world(2, "free")
     world.agents, world.ego[sim.SPEED] = world.agents[:0], 8.0
-    run = Drive(
-        world, Braking(), DriveSettings(seconds=5, replan_every=0.1, latency_ms=latency_ms)
-    )
+    run = Drive(world, Braking(), DriveSettings(seconds=5, replan_every=0.1, latency_ms=latency_ms))
     return next(tick.world.ego[sim.SPEED] for tick in run if tick.time >= time - 1e-6)
 
 

@@ -158,7 +158,7 @@ def test_targets_say_what_the_pixels_show():
     targets = np.zeros((28, vision_targets.WIDTH), np.float32)
     weights = np.zeros_like(targets)
     vision_targets.describe(view.ids, view.depths, world.agents, world.ego, targets, weights)
-    assert ((0 <= targets) & (targets <= 1)).all()
+    assert ((targets >= 0) & (targets <= 1)).all()
     patches = targets.reshape(4, 7, 2, 2, -1).transpose(0, 2, 1, 3, 4).reshape(8, 14, -1)
     seen = (view.ids == AGENT_ID).reshape(8, 14, 14, 14).any(axis=(1, 3))
     assert np.array_equal(patches[..., vision_targets.VEHICLE] > 0, seen)

@@ -80,7 +80,7 @@ def test_every_camera_matters_at_both_ends_of_its_clip(planner, request_):
     for camera, paths in request_.frames.items():
         for index in (0, 3):
             black = list(paths)
-            black[index] = np.zeros((252, 448, 3), np.uint8)
+            black[index] = np.zeros((224, 392, 3), np.uint8)
             frames = {**request_.frames, camera: black}
             changed = Request(frames, request_.velocity, request_.acceleration, "keep forward")
             assert planner.plan(changed).p_slow != first, (camera, index)

@@ -1,8 +1,7 @@
-"""The miniature checkpoint and its engine, built once a session, and ways to run the command."""
+"""The demo checkpoint and its engine, built once a session, and ways to run the command."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -20,11 +19,12 @@ REPO = Path(__file__).resolve().parents[2]
 SCRIPT = Path(sys.executable).with_name("autovla-rt")
 FRAMES = REPO / "calib_data" / "demo"
 RECIPE = REPO / "demo" / "recipe.toml"
+CHECKPOINT = REPO / "demo" / "checkpoint"
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Where the miniature lies. Tests copy what they change."""
+    """Where the checkpoint lies. Tests copy what they change."""
 
     base: Path
     config: Path
@@ -39,12 +39,9 @@ class Demo:
 
 @cache
 def make_demo(session: Path) -> Demo:
-    """Write the miniature and build its int8 engine below the session's temporary folder."""
+    """Copy the checkpoint and build its int8 engine below the session's temporary folder."""
     folder = session / "demo-engine"
-    spec = importlib.util.spec_from_file_location("miniature", REPO / "demo" / "miniature.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.write_miniature(folder, 0)
+    shutil.copytree(CHECKPOINT, folder)
     engine = folder / "engine"
     demo = Demo(folder / "base", folder / "config.yaml", folder / "codebook.safetensors", engine)
     done = run("build", *demo.build_options, "--out", engine, "--note", "a note", cache=folder)
@@ -53,7 +50,7 @@ def make_demo(session: Path) -> Demo:
 
 
 def copy_checkpoint(demo: Demo, folder: Path) -> Demo:
-    """A private copy of the miniature's checkpoint, config and codebook."""
+    """A private copy of the demo's checkpoint, config and codebook."""
     shutil.copytree(demo.base, folder / "base")
     shutil.copy(demo.config, folder)
     shutil.copy(demo.codebook, folder)

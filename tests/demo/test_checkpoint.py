@@ -1,8 +1,7 @@
-import hashlib
+"""The checkpoint that is shipped: its files, its tokenizer, and that it answers in format."""
+
 import json
-import os
-import subprocess
-import sys
+import re
 import tomllib
 from pathlib import Path
 
@@ -16,42 +15,24 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from autovla_rt.config import CAMERAS, Camera
 from autovla_rt.export.model_config import read_geometry, read_preprocessing
+from autovla_rt.export.prompt import compile_prompt
+from autovla_rt.export.recipe import read_recipe
 from autovla_rt.export.training_config import read_training_config
 from autovla_rt.kernels import contour
 from autovla_rt.kernels.resize import video_grid
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.frames import FramePreprocessor
+from autovla_rt.runtime.prompt import prompt_ids
 from autovla_rt.runtime.scene import read_frames_dir
 
 REPOSITORY = Path(__file__).parents[2]
 SCENE = REPOSITORY / "calib_data" / "demo"
-SCRIPT = REPOSITORY / "demo" / "miniature.py"
 GRID = (2, 8, 14)
 
 
-def write(out, seed, **environment):
-    return subprocess.run(
-        [sys.executable, SCRIPT, out, "--seed", str(seed)],
-        env={**os.environ, **environment},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-
-
-def digests(folder):
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in folder.rglob("*")
-        if file.is_file()
-    }
-
-
 @pytest.fixture(scope="module")
-def miniature(tmp_path_factory):
-    out = tmp_path_factory.mktemp("miniature")
-    assert "RANDOM weights" in write(out, 0)
-    return out
+def miniature():
+    return REPOSITORY / "demo" / "checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -83,19 +64,6 @@ def config(miniature):
     return read_training_config(miniature / "config.yaml")
 
 
-def test_equal_seeds_give_equal_bytes(miniature, tmp_path):
-    write(tmp_path, 0, PYTHONHASHSEED="7", TOKENIZERS_PARALLELISM="false")
-    assert digests(tmp_path) == digests(miniature)
-
-
-def test_another_seed_gives_another_model(miniature, tmp_path):
-    write(tmp_path, 1)
-    other, first = digests(tmp_path), digests(miniature)
-    assert set(other) == set(first)
-    for name in ("base/model.safetensors", "codebook.safetensors"):
-        assert other[name] != first[name]
-
-
 def test_transformers_reads_the_geometry(model, geometry):
     text, vision = model.config.text_config, model.config.vision_config
     for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"):
@@ -107,50 +75,60 @@ def test_transformers_reads_the_geometry(model, geometry):
     assert model.generation_config.repetition_penalty == 1.05
 
 
-def test_weights_are_stored_in_bfloat16(model):
+def test_weights_are_stored_in_float16_within_its_range(model):
     for name, weight in model.state_dict().items():
-        assert torch.equal(weight, weight.bfloat16().float()), name
+        assert torch.equal(weight, weight.half().float()), name
 
 
-def prompt_and_pixels(miniature, geometry, config, auto_tokenizer, frames):
+def test_the_checkpoint_is_small_and_every_backend_can_tile_it(miniature, model, geometry):
+    files = [path for path in miniature.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
+    parameters = sum(weight.numel() for weight in model.parameters())
+    assert 5e6 < parameters < 10e6
+    vision, language = geometry.vision, geometry.language
+    for size in (
+        *(vision.hidden_size, vision.intermediate_size, language.hidden_size),
+        language.intermediate_size,
+    ):
+        assert size % 128 == 0
+    assert language.num_attention_heads > language.num_key_value_heads > 1
+    assert 0 < len(vision.fullatt_block_indexes) < vision.depth
+
+
+def prompt_and_pixels(miniature, geometry, config, auto_tokenizer, scene):
     base = miniature / "base"
     preprocessing = read_preprocessing(base, config.min_pixels, config.max_pixels)
     preprocessor = FramePreprocessor(preprocessing, geometry.vision)
+    cameras = [Camera(name=name, grid=GRID) for name in CAMERAS]
     rows = [
-        preprocessor.patches(frames[name], Camera(name=name, grid=GRID)).reshape(-1, 1176)
-        for name in CAMERAS
+        preprocessor.patches(scene.frames[camera.name], camera).reshape(-1, 1176)
+        for camera in cameras
     ]
-    video = "<|vision_start|>" + "<|video_pad|>" * (GRID[0] * 4 * 7) + "<|vision_end|>"
-    text = f"<|im_start|>user\nRoute: keep forward.{video * 3}<|im_end|>\n<|im_start|>assistant\n"
+    recipe = read_recipe(REPOSITORY / "demo" / "recipe.toml")
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    prompt = compile_prompt(tokenizer, recipe.prompt_cot, cameras, geometry, add_vision_id=False)
     return {
-        "input_ids": auto_tokenizer(text, return_tensors="pt").input_ids,
+        "input_ids": torch.from_numpy(prompt_ids(prompt, tokenizer, scene))[None],
         "pixel_values_videos": torch.from_numpy(np.concatenate(rows)),
         "video_grid_thw": torch.tensor([GRID] * len(CAMERAS)),
         "second_per_grid_ts": torch.tensor([1.0] * len(CAMERAS)),
     }
 
 
-def test_logits_are_not_flat_and_the_plan_depends_on_the_frames(
+def test_free_greedy_generation_answers_in_format(
     model, miniature, geometry, config, auto_tokenizer
 ):
-    drawn = read_frames_dir(SCENE).frames
-    black = {name: [np.zeros((252, 448, 3), np.uint8)] * 4 for name in CAMERAS}
-    plans = []
-    for frames in (drawn, black):
-        inputs = prompt_and_pixels(miniature, geometry, config, auto_tokenizer, frames)
-        with torch.no_grad():
-            assert model(**inputs).logits.std(dim=-1).min() > 1.5
-            answer = model.generate(
-                **inputs,
-                max_new_tokens=10,
-                do_sample=False,
-                repetition_penalty=1.0,
-                temperature=None,
-                suppress_tokens=list(range(config.action_start_id)),
-            )
-        plans.append(answer[0, inputs["input_ids"].shape[1] :].tolist())
-    assert plans[0] != plans[1]
-    assert all(len(set(plan)) >= 5 for plan in plans)
+    """The model itself, without any grammar, writes one of the recipe's two answers."""
+    scene = read_frames_dir(SCENE)
+    inputs = prompt_and_pixels(miniature, geometry, config, auto_tokenizer, scene)
+    answer = model.generate(
+        **inputs, max_new_tokens=120, do_sample=False, repetition_penalty=1.0, temperature=None
+    )
+    text = auto_tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :])
+    fast = r"The road looks clear, act at once\."
+    slow = r"The road looks tricky, think first\.\nScene: .*\nObject: .*\nIntent: .*\nAction: .*\."
+    actions = r"<answer>\nMotion: (<action_\d+>){10}\n</answer><\|im_end\|>"
+    assert re.fullmatch(rf"<think>\n({fast}|{slow})\n</think>\n{actions}", text), text
 
 
 def test_actions_are_the_last_ids_and_plain_text(tokenizer, auto_tokenizer, geometry, config):
@@ -187,7 +165,7 @@ def test_splits_text_as_qwen_does(tokenizer):
     assert tokenizer.encode("12.5").tokens == ["1", "2", ".", "5"]
     for role in ("system", "user", "assistant"):
         assert tokenizer.encode(f"<|im_start|>{role}\n").tokens == ["<|im_start|>", role, "Ċ"]
-    assert 1000 <= tokenizer.get_vocab_size(with_added_tokens=False) <= 1500
+    assert 400 <= tokenizer.get_vocab_size(with_added_tokens=False) <= 1500
 
 
 def test_chat_template_renders_as_qwens(auto_tokenizer):
