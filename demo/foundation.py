@@ -69,11 +69,9 @@ def write_foundation(out: Path, seed: int, scenes: int = CODEBOOK_SCENES) -> Geo
 
 
 def narrations() -> Iterator[str]:
-    """Yield the lines of reasoning about some hundred complex scenes."""
-    for index in range(NARRATIONS * 2):
-        scene = record_scene(FIRST_SEED + index)
-        if scene.complex:
-            yield from narrate(scene).splitlines()
+    """Yield the lines of reasoning about some hundred scenes."""
+    for index in range(NARRATIONS):
+        yield from narrate(record_scene(FIRST_SEED + index)).splitlines()
 
 
 def plan_segments(scenes: int) -> Array:

@@ -35,7 +35,9 @@ from autovla_rt.demo.simulation import (
 )
 
 LIGHTS = {simulation.GREEN: "green", simulation.AMBER: "amber", simulation.RED: "red"}
-OBJECT = re.compile(r"^Object: (?P<kind>[a-z ]+?),? (?P<metres>\d+) m", re.MULTILINE)
+OBJECT = re.compile(r"^Object: (?P<kind>[a-z]+) (?P<metres>\d+) m", re.MULTILINE)
+TURN, STANDING = 0.7, 0.5
+"""Heading at the end of a plan that is called a turn, rad; speed that is called standing, m/s."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,27 @@ class Mention:
 
 
 def narrate(scene: Scene) -> str:
-    """Return the reasoning about a complex scene: scene, object, intention, action."""
-    world = scene.now
-    mention = critical_object(scene)
+    """Return the reasoning about a scene: scene, object, intention, action.
+
+    About a straightforward one it says that nothing is in the way.
+    """
+    critical, intention = "none", "clear"
+    if scene.complex:
+        mention = critical_object(scene)
+        critical = f"{mention.kind} {mention.metres} m {_where(scene)}"
+        intention = _intention(scene)
     return "\n".join(
         [
-            f"Scene: {_surroundings(world)}.",
-            f"Object: {mention.kind} {mention.metres} m {_where(scene)}.",
-            f"Intent: {_intention(scene)}.",
+            f"Scene: {_surroundings(scene.now)}.",
+            f"Object: {critical}.",
+            f"Intent: {intention}.",
             f"Action: {_action(scene)}.",
         ]
     )
 
 
 def critical_object(scene: Scene) -> Mention:
-    """Return what the expert minds most, from the true state; distances as a narrator says them."""
+    """Return what the expert minds most in a complex scene, distances as a narrator says them."""
     world, cause = scene.now, scene.cause
     front = world.ego[ALONG] + FRONT
     if cause == CAUSE_LIGHT:
@@ -144,13 +152,16 @@ def _intention(scene: Scene) -> str:
 def _action(scene: Scene) -> str:
     speed, final = scene.now.ego[SPEED], scene.final_speed
     metres = round(float(np.hypot(*scene.trajectory[-1, :2])))
-    if final < 0.5:
-        verb = "wait" if speed < 0.5 else "stop"
+    heading = float(scene.trajectory[-1, 2])
+    if final < STANDING:
+        verb = "wait" if speed < STANDING else "stop"
+    elif abs(heading) > TURN:
+        verb = "turn left" if heading > 0 else "turn right"
     elif scene.cause == CAUSE_ZONE:
         left = scene.trajectory - scene.undisturbed
         verb = "pass left" if left[:, 1].sum() > 0 else "pass right"
     elif final < speed - 1.0:
         verb = "slow down"
     else:
-        verb = "follow" if scene.cause < CAUSE_LIGHT else "go on"
+        verb = "follow" if 0 <= scene.cause < CAUSE_LIGHT else "go on"
     return f"{verb}, {round(final)} m/s, {metres} m"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,6 @@ from autovla_rt.runtime.grammar import render
 
 WIDTH, HEIGHT = 196, 112
 GRID = (2, 8, 14)
-SEEDS_PER_STEP = 10_000
-"""Seeds of a step's scenes begin at its multiple of this."""
-
 ACTION_WEIGHT, DECISION_WEIGHT, REASONING_WEIGHT, LITERAL_WEIGHT = 1.0, 1.0, 0.4, 0.05
 
 
@@ -44,7 +41,7 @@ class Sample:
 
     patches: NDArray[np.uint8]
     prompt: NDArray[np.int64]
-    answers: tuple[Answer, ...]
+    answers: tuple[Answer, Answer]
     auxiliary: NDArray[np.float32]
     auxiliary_weights: NDArray[np.float32]
 
@@ -68,13 +65,12 @@ class SampleMaker:
         self._first_action = self.tokenizer.token_to_id("<action_0>")
 
     def sample(self, scene: Scene) -> Sample:
-        """Return the sample of a scene: a fast answer, and behind it a slow one if it is complex.
+        """Return the sample of a scene: a fast answer, and behind it a slow one.
 
-        The fast answer to a complex scene teaches how to act where the answer is forced; its
-        decision has no weight, since the right decision there is to think.
+        Both teach what to do where an answer is forced. The decision is taught by the right one
+        alone: fast for a straightforward scene, slow for a complex one.
         """
-        fast = self._fast(scene, decides=not scene.complex)
-        answers = (fast, self._slow(scene)) if scene.complex else (fast,)
+        answers = (self._fast(scene), self._slow(scene))
         patches, auxiliary, weights = see(scene, self.geometry)
         return Sample(patches, self.prompt_ids(scene), answers, auxiliary, weights)
 
@@ -93,11 +89,11 @@ class SampleMaker:
         """Return the M-RoPE positions [3, length] of a sequence."""
         return mrope_positions(self.geometry, self._spans, length)
 
-    def _fast(self, scene: Scene, *, decides: bool) -> Answer:
+    def _fast(self, scene: Scene) -> Answer:
         ids = self._encode(render(self._answer.fast, actions=self._actions(scene)))
         other = self._encode(render(self._answer.slow, actions="", reasoning="Go."))
         weights = self._weights(ids)
-        weights[_first_difference(ids, other)] = DECISION_WEIGHT if decides else 0.0
+        weights[_first_difference(ids, other)] = 0.0 if scene.complex else DECISION_WEIGHT
         return Answer(np.array([*ids, self._end], np.int64), weights)
 
     def _slow(self, scene: Scene) -> Answer:
@@ -110,7 +106,7 @@ class SampleMaker:
         weights = self._weights(ids)
         begin = _first_difference(ids, bare)
         weights[begin : begin + len(self._encode(reasoning)) + 1] = REASONING_WEIGHT
-        weights[_first_difference(ids, fast)] = DECISION_WEIGHT
+        weights[_first_difference(ids, fast)] = DECISION_WEIGHT if scene.complex else 0.0
         return Answer(np.array([*ids, self._end], np.int64), weights)
 
     def _weights(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -127,22 +123,21 @@ class SampleMaker:
 
 
 class SceneSource:
-    """Batches of the training: each step half straightforward, half complex scenes of its own."""
+    """The batches of a training: every step has scenes of its own, numbered through."""
 
-    def __init__(self, maker: SampleMaker, scenes_per_kind: int) -> None:
+    def __init__(self, maker: SampleMaker, batches: int, scenes_per_batch: int) -> None:
         self._maker = maker
-        self._count = scenes_per_kind
+        self._batches = batches
+        self._scenes = scenes_per_batch
 
     def batch(self, step: int) -> list[Batch]:
-        """Return the micro-batches of a step: straightforward scenes, then complex ones."""
-        kinds: dict[bool, list[Sample]] = {False: [], True: []}
-        seed = step * SEEDS_PER_STEP
-        while any(len(samples) < self._count for samples in kinds.values()):
-            scene = record_scene(seed)
-            seed += 1
-            if len(kinds[scene.complex]) < self._count:
-                kinds[scene.complex].append(self._maker.sample(scene))
-        return [pack(samples, self._maker) for samples in kinds.values()]
+        """Return the micro-batches of a step."""
+        first = step * self._batches * self._scenes
+        starts = range(first, first + self._batches * self._scenes, self._scenes)
+        return [self._micro_batch(range(start, start + self._scenes)) for start in starts]
+
+    def _micro_batch(self, seeds: Iterable[int]) -> Batch:
+        return pack([self._maker.sample(record_scene(seed)) for seed in seeds], self._maker)
 
 
 def see(

@@ -1,7 +1,8 @@
 """Train the miniature: `python -m autovla_rt.demo.train OUT`, again to go on where it was stopped.
 
     OUT/config.yaml, codebook.safetensors, base/   the checkpoint in the official layout
-    OUT/training/                                  state, log and settings of the training
+    OUT/training.json                              seeds, commits, hours and size of the training
+    OUT/training/                                  state, log and runs of the training
 
 The same arguments give the same scenes in the same order. `make demo-model` runs it.
 """
@@ -9,7 +10,11 @@ The same arguments give the same scenes in the same order. `make demo-model` run
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
+import time
+from importlib.metadata import version
 from pathlib import Path
 
 # Beside the thread that draws scenes, threads that spin while they wait halve the speed.
@@ -18,17 +23,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from safetensors.numpy import load_file
 
 from autovla_rt.demo import vision_targets
-from autovla_rt.demo.foundation import write_foundation
+from autovla_rt.demo.foundation import CODEBOOK_SCENES, write_foundation
 from autovla_rt.demo.samples import SampleMaker, SceneSource
 from autovla_rt.demo.sft import WEIGHTS_FILE, train
 from autovla_rt.demo.tokenizer import RECIPE
 from autovla_rt.demo.training_settings import Settings
+from autovla_rt.demo.training_state import LOG_FILE
 from autovla_rt.export.model_config import read_geometry
 from autovla_rt.export.recipe import read_recipe
-from autovla_rt.output_file import write_file
+from autovla_rt.output_file import make_folder, write_file
 
-SCENES_PER_KIND = 16
-STEPS = 2200
+BATCHES, SCENES_PER_BATCH = 2, 16
+STEPS = 1800
+RUNS_FILE = "runs.jsonl"
 
 
 def run(out: Path, steps: int, seed: int) -> bool:
@@ -45,14 +52,55 @@ def run(out: Path, steps: int, seed: int) -> bool:
         action_start_id=geometry.language.vocab_size - len(corners),
         video_token_id=maker.tokenizer.token_to_id("<|video_pad|>"),
         auxiliary_width=vision_targets.WIDTH,
-        auxiliary_weight=1.0,
+        auxiliary_weight=4.0,
+        peak_lr=3e-3,
+        warmup_steps=100,
         steps=steps,
         seed=seed,
     )
     training = out / "training"
-    done = train(settings, SceneSource(maker, SCENES_PER_KIND), training)
+    note_run(training)
+    done = train(settings, SceneSource(maker, BATCHES, SCENES_PER_BATCH), training)
     write_file(base / WEIGHTS_FILE, (training / WEIGHTS_FILE).read_bytes())
+    write_file(
+        out / "training.json", (json.dumps(record(settings, training), indent=1) + "\n").encode()
+    )
     return done == steps
+
+
+def note_run(training: Path) -> None:
+    """Append to the list of runs which code goes on with the training, and when."""
+    make_folder(training)
+    run = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "commit": commit()}
+    with (training / RUNS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(run) + "\n")
+
+
+def record(settings: Settings, training: Path) -> dict[str, object]:
+    """Return what the checkpoint says about its training."""
+    log = (training / LOG_FILE).read_text(encoding="utf-8").splitlines()
+    runs = (training / RUNS_FILE).read_text(encoding="utf-8").splitlines()
+    return {
+        "seed": settings.seed,
+        "scenes_per_step": BATCHES * SCENES_PER_BATCH,
+        "steps_planned": settings.steps,
+        "codebook_scenes": CODEBOOK_SCENES,
+        "settings_sha256": settings.fingerprint(),
+        "runs": [json.loads(line) for line in runs],
+        "libraries": {name: version(name) for name in ("torch", "numpy", "numba", "tokenizers")},
+        "cores": os.cpu_count(),
+        "last": json.loads(log[-1]) if log else None,
+    }
+
+
+def commit() -> str:
+    """Return the commit of the checkout that this file lies in; "unknown" outside of one."""
+    words = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run([*words, "--abbrev=40"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def main() -> None:
