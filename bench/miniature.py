@@ -37,6 +37,7 @@ from autovla_rt.demo.narrator import critical_object, narrate, read_mention
 from autovla_rt.demo.render import render_moments
 from autovla_rt.demo.scenes import Scene, record_scene
 from autovla_rt.kernels.contour import follow, roll_out
+from autovla_rt.output_file import write_file
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.planner import Plan, Planner
 from autovla_rt.runtime.scene import Request
@@ -97,8 +98,10 @@ def closed_loop(engine: Path, seed: int) -> Record:
 
 
 def run(work: Callable[[int], Record], seeds: Iterable[int], out: Path) -> None:
-    """Append a line for every seed that has none."""
-    done = {record["seed"] for record in read(out)} if out.exists() else set()
+    """Append a line for every seed that has none; a line that was cut short is dropped."""
+    kept = list(read(out)) if out.exists() else []
+    write_file(out, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    done = {record["seed"] for record in kept}
     missing = [seed for seed in seeds if seed not in done]
     with (
         ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool,

@@ -65,8 +65,8 @@ def test_no_scene_begins_or_ends_in_a_collision(scenes):
     assert all(collision(scene.now) is None for scene in scenes)
 
 
-def test_a_narration_has_four_headed_lines(complex_scenes):
-    for scene in complex_scenes:
+def test_a_narration_has_four_headed_lines(scenes):
+    for scene in scenes:
         lines = narrate(scene).split("\n")
         assert [line.split(":")[0] for line in lines] == ["Scene", "Object", "Intent", "Action"]
         assert all(re.fullmatch(r"[A-Z][a-z]+: [a-z0-9 ,/]+\.", line) for line in lines)
@@ -85,6 +85,21 @@ def test_a_narration_says_the_true_state(complex_scenes):
             assert said.metres <= distance + 3
         if "light red" in narrate(scene):
             assert scene.now.light == simulation.RED
+
+
+def test_a_narration_of_a_straightforward_scene_names_no_object(scenes):
+    for scene in scenes:
+        if not scene.complex:
+            assert "Object: none." in narrate(scene)
+            assert read_mention(narrate(scene)) is None
+
+
+def test_a_narration_says_which_way_the_plan_turns(scenes):
+    turned = [s for s in scenes if abs(s.trajectory[-1, 2]) > 0.7 and s.final_speed > 0.5]
+    assert turned
+    for scene in turned:
+        side = "left" if scene.trajectory[-1, 2] > 0 else "right"
+        assert f"Action: turn {side}" in narrate(scene)
 
 
 def test_a_reasoning_without_an_object_names_none():

@@ -153,7 +153,8 @@ def test_the_smallest_cache_that_builds_also_plans(demo, tmp_path, request_):
     assert run(*words, needed, cache=tmp_path).returncode == 0
     planner = Planner.load(engine)
     long = Request(request_.frames, 33.333, -10.123, "turn left behind the second traffic light")
-    plan = planner.plan(long, mode="slow")
+    rambling = Sampling(temperature=50.0, seed=1)  # never closes the reasoning by itself
+    plan = planner.plan(long, mode="slow", sampling=rambling)
     assert plan.finish_reason == "capacity"
     assert len(plan.trajectory) == 10
 

@@ -1,0 +1,74 @@
+"""The benchmark of the miniature counts what it says it counts."""
+
+import json
+
+import miniature
+import numpy as np
+import pytest
+from squares import square
+
+
+def scene(index, model, other=4.0, complex_=True, mode="slow", **more):
+    errors = {name: {"ade": other, "fde": 2 * other} for name in ("fast", "constant velocity")}
+    errors |= {"model": {"ade": model, "fde": 2 * model}, "codebook": {"ade": 0.02, "fde": 0.03}}
+    if complex_:
+        errors |= {name: {"ade": 3 * model, "fde": 9.0} for name in ("blind", "shuffled")}
+    return {
+        "seed": index,
+        "complex": complex_,
+        "errors": errors,
+        "mode": mode,
+        "thinking_tokens": 30,
+        "milliseconds": 10.0,
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def report():
+    scenes = [scene(i, 1.0 + 0.1 * (i % 5), mention={"kind": i % 2, "place": 0}) for i in range(20)]
+    scenes += [scene(100 + i, 2.0, complex_=False, mode="fast") for i in range(20)]
+    return miniature._report_open(scenes)
+
+
+def test_means_and_ratios(report):
+    assert report["errors"]["complex, model"]["ade"][0] == pytest.approx(1.2)
+    assert report["errors"]["all, model"]["ade"][0] == pytest.approx(1.6)
+    assert report["ADE ratio, model to constant velocity"][0] == pytest.approx(0.4)
+    assert report["ADE ratio, blind to seeing, complex"] == pytest.approx([3.0, 3.0, 3.0])
+    assert report["slow share, complex"][0] == 1.0
+    assert report["slow share, straightforward"][0] == 0.0
+    assert report["names the right kind"][0] == pytest.approx(0.5)
+    assert "straightforward, blind" not in report["errors"]
+
+
+def test_an_interval_covers_the_mean_of_most_samples():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(20):
+        mean, low, high = miniature.mean_interval(rng.normal(5.0, 2.0, 60))
+        assert low < mean < high
+        covered += low < 5.0 < high
+    assert covered >= 17
+
+
+def test_a_run_goes_on_after_a_line_that_was_cut_short(tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text('{"seed": 5, "square": 25}\n{"seed": 6, "squ')
+    miniature.run(square, range(5, 8), out)
+    assert {r["seed"]: r["square"] for r in miniature.read(out)} == {5: 25, 6: 36, 7: 49}
+
+
+def test_closed_loop_rates_are_means_over_drives():
+    drives = [
+        {"model": {**dict.fromkeys(KEYS, 1.0), "no_collision": i > 0, "red_light": i == 0}}
+        for i in range(4)
+    ]
+    summed = miniature._report_closed(drives)
+    assert summed["drives"] == 4
+    assert summed["model"]["no_collision"][0] == 0.75
+    assert summed["model"]["red light crossed"][0] == 0.25
+    json.dumps(summed)
+
+
+KEYS = ("score", "on_road", "progress", "time_to_collision", "comfort")
