@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +49,9 @@ class SampleMaker:
     """Turns scenes into samples of one checkpoint's tokenizer, codebook and recipe."""
 
     def __init__(
-        self, base: Path, corners: NDArray[np.float32], recipe: Recipe, geometry: Geometry
+        self, tokenizer: Tokenizer, corners: NDArray[np.float32], recipe: Recipe, geometry: Geometry
     ):
-        self.tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+        self.tokenizer = tokenizer
         self.geometry = geometry
         self._corners = corners
         self._answer = recipe.answer

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,43 +22,61 @@ from pathlib import Path
 # Beside the thread that draws scenes, threads that spin while they wait halve the speed.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from safetensors.numpy import load_file
-
 from autovla_rt.demo import vision_targets
 from autovla_rt.demo.foundation import CODEBOOK_SCENES, write_foundation
 from autovla_rt.demo.samples import SampleMaker, SceneSource
 from autovla_rt.demo.sft import WEIGHTS_FILE, train
-from autovla_rt.demo.tokenizer import RECIPE
+from autovla_rt.demo.tokenizer import NUM_ACTIONS, RECIPE
 from autovla_rt.demo.training_settings import Settings
 from autovla_rt.demo.training_state import LOG_FILE
+from autovla_rt.errors import AutovlaError, DependencyError
 from autovla_rt.export.model_config import read_geometry
 from autovla_rt.export.recipe import read_recipe
+from autovla_rt.export.tokenizer import load_tokenizer
 from autovla_rt.output_file import make_folder, write_file
+from autovla_rt.runtime.actions import Codebook
 
 BATCHES, SCENES_PER_BATCH = 2, 16
 STEPS = 1800
 RUNS_FILE = "runs.jsonl"
 
 
-def run(out: Path, steps: int, seed: int) -> bool:
-    """Train in a folder until `steps` are done or a signal comes; True if they are done."""
+def run(out: Path, steps: int, seed: int, *, compiled: bool = True) -> bool:
+    """Train in a folder until `steps` are done or a signal comes; True if they are done.
+
+    `compiled` fuses kernels, which takes a C++ compiler and makes training a third faster.
+
+    Raises:
+        CheckpointError: the folder's checkpoint, or the state of its training, is damaged or of
+            other settings; the message names the file.
+        CodebookError: its codebook is.
+        DependencyError: there is no C++ compiler.
+        StorageError: the file system refused.
+    """
+    if compiled:
+        require_compiler()
     if not (out / "config.yaml").exists():
         write_foundation(out, seed)
     base = out / "base"
     geometry = read_geometry(base)
-    corners = load_file(out / "codebook.safetensors")["corners"]
-    maker = SampleMaker(base, corners, read_recipe(RECIPE), geometry)
+    corners = Codebook.load(out / "codebook.safetensors", NUM_ACTIONS).corners
+    first_action = geometry.language.vocab_size - len(corners)
+    tokenizer = load_tokenizer(
+        base, action_start_id=first_action, num_actions=len(corners), add_action_tokens=False
+    )
+    maker = SampleMaker(tokenizer, corners, read_recipe(RECIPE), geometry)
     settings = Settings(
         geometry=geometry,
         corners=corners,
-        action_start_id=geometry.language.vocab_size - len(corners),
-        video_token_id=maker.tokenizer.token_to_id("<|video_pad|>"),
+        action_start_id=first_action,
+        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
         auxiliary_width=vision_targets.WIDTH,
         auxiliary_weight=4.0,
         peak_lr=3e-3,
         warmup_steps=100,
         steps=steps,
         seed=seed,
+        compile=compiled,
     )
     training = out / "training"
     note_run(training)
@@ -66,6 +86,20 @@ def run(out: Path, steps: int, seed: int) -> bool:
         out / "training.json", (json.dumps(record(settings, training), indent=1) + "\n").encode()
     )
     return done == steps
+
+
+def require_compiler() -> None:
+    """Find out before any work whether kernels can be compiled.
+
+    Raises:
+        DependencyError: there is no C++ compiler.
+    """
+    wanted = os.environ.get("CXX", "g++")
+    if shutil.which(wanted) is None:
+        raise DependencyError(
+            f"training compiles its kernels and needs a C++ compiler; there is no {wanted} here.\n"
+            "Install one (apt-get install g++), or train without: --no-compile"
+        )
 
 
 def note_run(training: Path) -> None:
@@ -109,8 +143,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS, help="of 32 scenes [%(default)s]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-compile", action="store_true", help="train without a C++ compiler")
     arguments = parser.parse_args()
-    if run(arguments.out, arguments.steps, arguments.seed):
+    try:
+        done = run(
+            arguments.out, arguments.steps, arguments.seed, compiled=not arguments.no_compile
+        )
+    except AutovlaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    if done:
         print(f"{arguments.out}: trained, {arguments.steps} steps")
     else:
         print(f"{arguments.out}: stopped; run the same command again to go on")

@@ -10,6 +10,7 @@ from autovla_rt.demo.drivers import (
     ConstantVelocityDriver,
     Decision,
     ExpertDriver,
+    ModelDriver,
     constant_velocity,
 )
 from autovla_rt.demo.filmstrip import contact_sheet, film, tick_picture
@@ -159,3 +160,13 @@ def test_pictures_of_a_drive():
     assert plan[130:].any(axis=1).mean() > 0.5  # the plan lies on the road ahead
     with Image.open(io.BytesIO(film(pictures, 0.5))) as moving:
         assert moving.n_frames == len(pictures)
+
+
+def test_a_camera_takes_each_frame_once():
+    """Frames of the last request are reused, those of another world are not."""
+    driver = ModelDriver(planner=None)
+    a, b = draw_world(1).copy(), draw_world(2).copy()
+    driver._seen = [(a, {"front": "frames of a"})]
+    assert driver._look(a) == {"front": "frames of a"}
+    assert driver._look(a.copy())["front"].pixels.shape == (224, 392, 3)
+    assert driver._look(b)["front"].pixels.shape == (224, 392, 3)

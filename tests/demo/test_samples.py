@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 from autovla_rt.config import CAMERAS, ActionSpace, Camera
 from autovla_rt.demo.batch import FIRST_ANSWER, PADDING, PROMPT, SECOND_ANSWER
@@ -31,7 +32,8 @@ def corners():
 
 @pytest.fixture(scope="module")
 def maker(corners):
-    return SampleMaker(BASE, corners, read_recipe(RECIPE), read_geometry(BASE))
+    tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
+    return SampleMaker(tokenizer, corners, read_recipe(RECIPE), read_geometry(BASE))
 
 
 def test_training_sees_the_prompt_and_patches_that_the_runtime_makes(maker, scenes):
