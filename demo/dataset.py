@@ -11,11 +11,12 @@ from typing import Any
 from PIL import Image
 
 from autovla_rt.config import CAMERAS
+from autovla_rt.demo.camera import View
 from autovla_rt.demo.drivers import FRAME_HEIGHT, FRAME_WIDTH
 from autovla_rt.demo.narrator import narrate
-from autovla_rt.demo.render import View, render_moments
+from autovla_rt.demo.render import render_moments
 from autovla_rt.demo.scenes import Scene, record_scene
-from autovla_rt.demo.simulation import SPEED
+from autovla_rt.demo.state import SPEED
 from autovla_rt.errors import InputError
 from autovla_rt.output_file import make_folder, write_file
 from autovla_rt.runtime.scene import PATH_KEYS, SCENE_FILE

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from autovla_rt.config import FRAMES_PER_CAMERA
-from autovla_rt.demo import simulation
+from autovla_rt.demo import state
 from autovla_rt.demo.drivers import Decision, Driver
 from autovla_rt.demo.road import Array
-from autovla_rt.demo.scenario import World, draw_world
+from autovla_rt.demo.scenario import draw_world
 from autovla_rt.demo.scenes import STEPS_PER_POSE
 from autovla_rt.demo.score import Score, Scorer
-from autovla_rt.demo.simulation import DT, SPEED
+from autovla_rt.demo.state import DT, SPEED
 from autovla_rt.demo.tracking import PlannedPath
+from autovla_rt.demo.world import World
 
 HISTORY = (FRAMES_PER_CAMERA - 1) * STEPS_PER_POSE
 EVENTS_PER_DRIVE = 3
@@ -117,9 +118,9 @@ class Drive:
     def score(self) -> Score:
         """Return the score so far; the expert drives the same world for the same time."""
         reference = self._reference.copy()
-        before = float(reference.ego[simulation.ALONG])
+        before = float(reference.ego[state.ALONG])
         reference.advance(round(self._settings.seconds / DT))
-        return self._scorer.result(float(reference.ego[simulation.ALONG]) - before)
+        return self._scorer.result(float(reference.ego[state.ALONG]) - before)
 
     def _latency(self, decision: Decision) -> float:
         fixed = self._settings.latency_ms
@@ -128,7 +129,7 @@ class Drive:
     def _step(self, path: PlannedPath | None) -> None:
         """Move the world by one step of 0.1 s; before the first plan the ego rolls on."""
         world = self._world
-        control = (0.0, world.ego[simulation.CURVATURE])
+        control = (0.0, world.ego[state.CURVATURE])
         if path is not None:
             control = path.control(world.ego, world.time)
         world.step(*control)

@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from autovla_rt.config import CAMERAS
-from autovla_rt.demo.render import View, render
+from autovla_rt.demo.camera import View
+from autovla_rt.demo.render import render
 from autovla_rt.demo.road import Array
-from autovla_rt.demo.scenario import World
 from autovla_rt.demo.scenes import NUM_POSES, expert_plan
-from autovla_rt.demo.simulation import SPEED
+from autovla_rt.demo.state import SPEED
 from autovla_rt.demo.tracking import DT
+from autovla_rt.demo.world import World
 from autovla_rt.runtime.decode import Mode
 from autovla_rt.runtime.planner import Plan, Planner
 from autovla_rt.runtime.scene import Request

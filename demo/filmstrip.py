@@ -9,23 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from autovla_rt.demo import road, simulation
+from autovla_rt.demo import road, state
+from autovla_rt.demo.boxes import CAR_COLOURS, SHIRTS
+from autovla_rt.demo.camera import CAMERA_AHEAD, CAMERA_HEIGHT, FIELD_OF_VIEW, HORIZON, Pixels
 from autovla_rt.demo.drive import Tick
 from autovla_rt.demo.drivers import FRAME_HEIGHT, FRAME_WIDTH
 from autovla_rt.demo.jit import kernel
-from autovla_rt.demo.render import (
-    CAMERA_AHEAD,
-    CAMERA_HEIGHT,
-    CAR_COLOURS,
-    FIELD_OF_VIEW,
-    HORIZON,
-    SHIRTS,
-    Pixels,
-    render,
-)
+from autovla_rt.demo.render import render
 from autovla_rt.demo.road import Array
-from autovla_rt.demo.scenario import World
-from autovla_rt.demo.simulation import (
+from autovla_rt.demo.state import (
     A_HEADING,
     A_X,
     A_Y,
@@ -40,6 +32,7 @@ from autovla_rt.demo.simulation import (
     X,
     Y,
 )
+from autovla_rt.demo.world import World
 from autovla_rt.kernels.contour import compose, inverse, transform
 
 Colour = tuple[int, int, int]
@@ -171,9 +164,9 @@ def _box(pose: Array, half_length: float, half_width: float) -> Array:
 
 def _agent_colour(agent: Array) -> Colour:
     kind = int(agent[KIND])
-    if kind >= simulation.CONE:
+    if kind >= state.CONE:
         return CONE_COLOUR
-    table = SHIRTS if kind == simulation.PEDESTRIAN else CAR_COLOURS
+    table = SHIRTS if kind == state.PEDESTRIAN else CAR_COLOURS
     red, green, blue = (int(level) for level in table[int(agent[COLOUR])])
     return red, green, blue
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autovla_rt.demo import road, simulation
+from autovla_rt.demo import road, state
 from autovla_rt.demo.road import Array
-from autovla_rt.demo.scenario import World
 from autovla_rt.demo.scenes import Scene
-from autovla_rt.demo.simulation import (
+from autovla_rt.demo.state import (
     A_HEADING,
     A_SPEED,
     A_X,
@@ -33,8 +32,9 @@ from autovla_rt.demo.simulation import (
     X,
     Y,
 )
+from autovla_rt.demo.world import World
 
-LIGHTS = {simulation.GREEN: "green", simulation.AMBER: "amber", simulation.RED: "red"}
+LIGHTS = {state.GREEN: "green", state.AMBER: "amber", state.RED: "red"}
 OBJECT = re.compile(r"^Object: (?P<kind>[a-z]+) (?P<metres>\d+) m", re.MULTILINE)
 TURN, STANDING = 0.7, 0.5
 """Heading at the end of a plan that is called a turn, rad; speed that is called standing, m/s."""
@@ -73,7 +73,7 @@ def critical_object(scene: Scene) -> Mention:
     world, cause = scene.now, scene.cause
     front = world.ego[ALONG] + FRONT
     if cause == CAUSE_LIGHT:
-        return Mention("light", spoken_metres(world.facts[simulation.STOP] - front))
+        return Mention("light", spoken_metres(world.facts[state.STOP] - front))
     if cause == CAUSE_ZONE:
         return Mention("roadworks", spoken_metres(_zone_ahead(world) - front))
     agent = world.agents[cause]
@@ -97,7 +97,7 @@ def read_mention(reasoning: str) -> Mention | None:
 
 def _surroundings(world: World) -> str:
     lanes = "two lanes" if world.facts[road.MAIN_HALF] > 4 else "one lane"
-    ahead = world.facts[simulation.STOP] - world.ego[ALONG]
+    ahead = world.facts[state.STOP] - world.ego[ALONG]
     if not world.layout.has_junction or not -12.0 < ahead < 60.0:
         return lanes
     colour = LIGHTS.get(world.light)
@@ -136,7 +136,7 @@ def _intention(scene: Scene) -> str:
     side = "left" if agent[R_LEFT] > 0 else "right"
     if agent[KIND] == PEDESTRIAN:
         return f"crosses from the {side}" if agent[R_LEFT] * agent[R_DRIFT] < 0 else "on the road"
-    if agent[PATH] == simulation.MAIN_PATH and agent[simulation.DIRECTION] < 0:
+    if agent[PATH] == state.MAIN_PATH and agent[state.DIRECTION] < 0:
         return "comes towards us"
     if agent[PATH] == CROSS_PATH and abs(np.cos(agent[A_HEADING] - world.ego[HEADING])) < 0.5:
         return "crosses"
@@ -144,7 +144,7 @@ def _intention(scene: Scene) -> str:
         return f"merges from the {side}"
     if agent[A_SPEED] < 0.5:
         return "stands"
-    if agent[simulation.A_ACCELERATION] < -0.8:
+    if agent[state.A_ACCELERATION] < -0.8:
         return f"brakes at {round(agent[A_SPEED])} m/s"
     return f"drives {round(agent[A_SPEED])} m/s"
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from autovla_rt.config import FRAMES_PER_CAMERA
-from autovla_rt.demo import simulation
+from autovla_rt.demo import expert, simulation, state
 from autovla_rt.demo.road import Array
-from autovla_rt.demo.scenario import World, draw_world
-from autovla_rt.demo.simulation import EGO_LENGTH, EGO_WIDTH, HEADING, X, Y
+from autovla_rt.demo.scenario import draw_world
+from autovla_rt.demo.state import EGO_LENGTH, EGO_WIDTH, HEADING, X, Y
+from autovla_rt.demo.world import World
 from autovla_rt.kernels.contour import compose, inverse
 
 STEPS_PER_POSE = 5
@@ -53,7 +54,7 @@ class Scene:
     @property
     def complex(self) -> bool:
         """Whether something on the way changes what the ego must do."""
-        return self.cause != simulation.CAUSE_NONE
+        return self.cause != state.CAUSE_NONE
 
 
 def record_scene(seed: int, event: str | None = None) -> Scene:
@@ -82,8 +83,8 @@ def plan_scene(seed: int, moments: tuple[World, ...]) -> Scene | None:
     if collision(last) is not None:
         return None
     shift = np.hypot(*(trajectory - undisturbed)[:, :2].T).max()
-    cause = _main_cause(now, losses) if shift > COMPLEX_METRES else simulation.CAUSE_NONE
-    return Scene(seed, moments, trajectory, undisturbed, cause, float(last.ego[simulation.SPEED]))
+    cause = _main_cause(now, losses) if shift > COMPLEX_METRES else state.CAUSE_NONE
+    return Scene(seed, moments, trajectory, undisturbed, cause, float(last.ego[state.SPEED]))
 
 
 def expert_plan(now: World) -> Array:
@@ -142,14 +143,14 @@ def _future(now: World, *, interact: bool) -> tuple[Array, Array, World]:
 
 def _passing_shift(now: World, last: World) -> float:
     """Return how far roadworks push the ego aside within the plan, m."""
-    places = np.linspace(now.ego[simulation.ALONG], last.ego[simulation.ALONG], 12)
-    shifts = [simulation.target_left(now.zones, float(place)) for place in places]
+    places = np.linspace(now.ego[state.ALONG], last.ego[state.ALONG], 12)
+    shifts = [expert.target_left(now.zones, float(place)) for place in places]
     return float(np.ptp(shifts))
 
 
 def _main_cause(now: World, losses: Array) -> int:
     strongest = int(np.argmax(losses))
     if losses[strongest] <= 0:
-        return simulation.CAUSE_NONE
+        return state.CAUSE_NONE
     agents = len(now.agents)
-    return strongest if strongest < agents else simulation.CAUSE_LIGHT + strongest - agents
+    return strongest if strongest < agents else state.CAUSE_LIGHT + strongest - agents

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from autovla_rt.demo import road, simulation
+from autovla_rt.demo import road, simulation, state, traffic
 from autovla_rt.demo.road import Array
-from autovla_rt.demo.scenario import World
-from autovla_rt.demo.simulation import (
+from autovla_rt.demo.state import (
     A_HEADING,
     A_SPEED,
     A_X,
@@ -30,6 +29,7 @@ from autovla_rt.demo.simulation import (
     X,
     Y,
 )
+from autovla_rt.demo.world import World
 from autovla_rt.kernels.contour import transform
 
 STANDING = 0.2
@@ -107,13 +107,13 @@ class Scorer:
             time_to_collision=safe,
             comfort=comfort,
             metres=metres,
-            seconds=self._steps * simulation.DT,
+            seconds=self._steps * state.DT,
             collided_with=kind,
             red_light=self._red_light,
         )
 
     def _is_comfortable(self, ego: Array) -> bool:
-        jerk = (ego[ACCELERATION] - self._acceleration) / simulation.DT
+        jerk = (ego[ACCELERATION] - self._acceleration) / state.DT
         self._acceleration = float(ego[ACCELERATION])
         low, high = ACCELERATIONS
         lateral = ego[SPEED] ** 2 * abs(ego[CURVATURE])
@@ -122,17 +122,17 @@ class Scorer:
         )
 
     def _note_red_light(self, world: World) -> None:
-        front, stop = self._along + simulation.FRONT, world.facts[simulation.STOP]
-        crossed = front <= stop < world.ego[ALONG] + simulation.FRONT
-        self._red_light |= bool(crossed and world.light == simulation.RED)
+        front, stop = self._along + state.FRONT, world.facts[state.STOP]
+        crossed = front <= stop < world.ego[ALONG] + state.FRONT
+        self._red_light |= bool(crossed and world.light == state.RED)
 
 
 KIND_NAMES = {
-    simulation.CAR: "car",
-    simulation.TRUCK: "truck",
-    simulation.PEDESTRIAN: "pedestrian",
-    simulation.CONE: "cone",
-    simulation.BARRIER: "barrier",
+    state.CAR: "car",
+    state.TRUCK: "truck",
+    state.PEDESTRIAN: "pedestrian",
+    state.CONE: "cone",
+    state.BARRIER: "barrier",
 }
 
 
@@ -148,7 +148,7 @@ def collision_at_fault(world: World) -> int | None:
             agent[A_Y] - ego[Y]
         )
         if ahead > -EGO_LENGTH / 2:
-            return int(agent[simulation.KIND])
+            return int(agent[state.KIND])
     return None
 
 
@@ -165,7 +165,7 @@ def on_asphalt(world: World) -> bool:
 
 
 def _road_coordinates(path: Array, x: float, y: float) -> tuple[float, float]:
-    return road.project(path, x, y, simulation.find(path, x, y))
+    return road.project(path, x, y, traffic.find(path, x, y))
 
 
 def _close(world: World) -> bool:
@@ -189,7 +189,7 @@ def _close(world: World) -> bool:
 
 def _course(agents: Array) -> Array:
     """Return the directions of movement [a]; who crosses a road moves square to its path."""
-    crossing = agents[:, simulation.RULE] == simulation.CROSSER
-    side = np.where(agents[:, simulation.P2] > agents[:, simulation.A_LEFT], 1.0, -1.0)
+    crossing = agents[:, state.RULE] == state.CROSSER
+    side = np.where(agents[:, state.P2] > agents[:, state.A_LEFT], 1.0, -1.0)
     turned: Array = agents[:, A_HEADING] + crossing * side * np.pi / 2
     return turned

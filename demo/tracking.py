@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autovla_rt.demo.road import Array
-from autovla_rt.demo.simulation import AXLE, HEADING, SPEED, X, Y
+from autovla_rt.demo.state import AXLE, HEADING, SPEED, X, Y
 from autovla_rt.kernels.contour import compose
 
 DT = 0.5

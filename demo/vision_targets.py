@@ -9,18 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from autovla_rt.demo.camera import AGENT_ID, AMBER_ID, ASPHALT_ID, GREEN_ID, PAINT_ID, RED_ID, Ids
 from autovla_rt.demo.jit import kernel
-from autovla_rt.demo.render import (
-    AGENT_ID,
-    AMBER_ID,
-    ASPHALT_ID,
-    GREEN_ID,
-    PAINT_ID,
-    RED_ID,
-    Ids,
-)
 from autovla_rt.demo.road import Array
-from autovla_rt.demo.simulation import (
+from autovla_rt.demo.state import (
     A_ACCELERATION,
     A_HEADING,
     A_SPEED,

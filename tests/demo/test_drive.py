@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autovla_rt.demo import simulation as sim
+from autovla_rt.demo import expert, simulation, state
 from autovla_rt.demo.drive import Drive, DriveSettings, draw_drive_world
 from autovla_rt.demo.drivers import (
     ConstantVelocityDriver,
@@ -75,9 +75,9 @@ class Braking:
 def speed_at(latency_ms, time):
     """The speed `time` s into the drive of the driver that brakes from 2 s on."""
     world = draw_world(2, "free")
-    world.agents, world.ego[sim.SPEED] = world.agents[:0], 8.0
+    world.agents, world.ego[state.SPEED] = world.agents[:0], 8.0
     run = Drive(world, Braking(), DriveSettings(seconds=5, replan_every=0.1, latency_ms=latency_ms))
-    return next(tick.world.ego[sim.SPEED] for tick in run if tick.time >= time - 1e-6)
+    return next(tick.world.ego[state.SPEED] for tick in run if tick.time >= time - 1e-6)
 
 
 def test_a_plan_that_took_400_ms_is_applied_400_ms_late():
@@ -102,18 +102,18 @@ def test_the_controller_follows_a_path_and_stops_at_its_end():
     plan = np.column_stack([30 * np.sin(bend), 30 * (1 - np.cos(bend)), bend])
     path = PlannedPath(np.zeros(3), plan, 0.0)
     for step in range(60):
-        sim.move_ego(world.ego, world.layout.route, *path.control(world.ego, step * 0.1))
-    assert world.ego[sim.SPEED] < 0.3
+        simulation.move_ego(world.ego, world.layout.route, *path.control(world.ego, step * 0.1))
+    assert world.ego[state.SPEED] < 0.3
     assert np.hypot(*(world.ego[:2] - plan[-1, :2])) < 1.5
 
 
 def test_a_scorer_sees_collisions_roads_and_comfort():
     world = draw_world(3, "stopped")
     for _ in range(300):
-        world.step(1.0, sim.steer(world.ego, world.layout.route, world.zones, True))
+        world.step(1.0, expert.steer(world.ego, world.layout.route, world.zones, True))
         if collision_at_fault(world) is not None:
             break
-    assert collision_at_fault(world) in (sim.CAR, sim.TRUCK)
+    assert collision_at_fault(world) in (state.CAR, state.TRUCK)
     scorer = Scorer(world)
     scorer.observe(world)
     score = scorer.result(10.0)
@@ -123,10 +123,10 @@ def test_a_scorer_sees_collisions_roads_and_comfort():
 
 def test_a_standing_car_that_is_touched_is_not_at_fault():
     world = draw_world(3, "stopped")
-    world.agents[0, [sim.A_X, sim.A_Y]] = world.ego[:2]
-    world.ego[sim.SPEED] = 0.0
+    world.agents[0, [state.A_X, state.A_Y]] = world.ego[:2]
+    world.ego[state.SPEED] = 0.0
     assert collision_at_fault(world) is None
-    world.ego[sim.SPEED] = 3.0
+    world.ego[state.SPEED] = 3.0
     assert collision_at_fault(world) is not None
 
 

@@ -3,22 +3,21 @@ import pytest
 from PIL import Image
 
 from autovla_rt.config import CAMERAS
-from autovla_rt.demo import render as render_module
-from autovla_rt.demo import simulation as sim
-from autovla_rt.demo import vision_targets
-from autovla_rt.demo.render import (
+from autovla_rt.demo import state, vision_targets
+from autovla_rt.demo.camera import (
     AGENT_ID,
     AMBER_ID,
     ASPHALT_ID,
+    CAMERA_AHEAD,
+    CAMERA_HEIGHT,
     FIELD_OF_VIEW,
     GREEN_ID,
     HORIZON,
     PAINT_ID,
     RED_ID,
     SKY_ID,
-    render,
-    render_moments,
 )
+from autovla_rt.demo.render import render, render_moments
 from autovla_rt.demo.scenario import draw_world
 from autovla_rt.demo.scenes import record_scene
 
@@ -34,36 +33,36 @@ def empty_world(seed=0):
 
 def with_agent(world, kind, ahead, left, size=(4.5, 1.9, 1.5), heading=0.0, **columns):
     """Put one agent `ahead` and `left` of the ego's camera."""
-    agent = np.zeros(sim.AGENT_COLUMNS)
+    agent = np.zeros(state.AGENT_COLUMNS)
     x, y, course = world.ego[:3]
-    ahead += render_module.CAMERA_AHEAD
-    agent[sim.KIND] = kind
-    agent[[sim.LENGTH, sim.WIDTH, sim.HEIGHT]] = size
-    agent[sim.A_X] = x + np.cos(course) * ahead - np.sin(course) * left
-    agent[sim.A_Y] = y + np.sin(course) * ahead + np.cos(course) * left
-    agent[sim.A_HEADING] = course + heading
+    ahead += CAMERA_AHEAD
+    agent[state.KIND] = kind
+    agent[[state.LENGTH, state.WIDTH, state.HEIGHT]] = size
+    agent[state.A_X] = x + np.cos(course) * ahead - np.sin(course) * left
+    agent[state.A_Y] = y + np.sin(course) * ahead + np.cos(course) * left
+    agent[state.A_HEADING] = course + heading
     for name, value in columns.items():
-        agent[getattr(sim, name)] = value
+        agent[getattr(state, name)] = value
     world.agents = agent[None]
     return world
 
 
 def test_a_box_is_seen_where_a_pinhole_camera_sees_it():
-    world = with_agent(empty_world(), sim.BARRIER, 20.0, 2.0, size=(0.3, 1.6, 1.3))
+    world = with_agent(empty_world(), state.BARRIER, 20.0, 2.0, size=(0.3, 1.6, 1.3))
     view = render(world, *SIZE)["front"]
     rows, columns = np.nonzero(view.ids == AGENT_ID)
     focal = SIZE[0] / 2 / np.tan(FIELD_OF_VIEW / 2)
     near = 20.0 - 0.15
     assert columns.min() == pytest.approx(SIZE[0] / 2 - focal * 2.8 / near, abs=1.5)
     assert columns.max() == pytest.approx(SIZE[0] / 2 - focal * 1.2 / near, abs=1.5)
-    top = SIZE[1] * HORIZON - focal * (1.3 - render_module.CAMERA_HEIGHT) / near
+    top = SIZE[1] * HORIZON - focal * (1.3 - CAMERA_HEIGHT) / near
     assert rows.min() == pytest.approx(top, abs=1.5)
     assert view.depths[rows, columns].min() == pytest.approx(near, abs=0.02)
 
 
 @pytest.mark.parametrize(("camera", "left"), [("front_left", 14.3), ("front_right", -14.3)])
 def test_side_cameras_look_55_degrees_aside(camera, left):
-    world = with_agent(empty_world(), sim.CAR, 10.0, left)  # 55 degrees off
+    world = with_agent(empty_world(), state.CAR, 10.0, left)  # 55 degrees off
     views = render(world, *SIZE)
     columns = np.nonzero(views[camera].ids == AGENT_ID)[1]
     assert columns.mean() == pytest.approx(SIZE[0] / 2, abs=12)
@@ -71,8 +70,8 @@ def test_side_cameras_look_55_degrees_aside(camera, left):
 
 
 def test_the_nearer_object_hides_the_farther_one():
-    world = with_agent(empty_world(), sim.CAR, 12.0, 0.0)
-    behind = with_agent(empty_world(), sim.TRUCK, 40.0, 0.0, size=(7, 2.3, 1.4)).agents
+    world = with_agent(empty_world(), state.CAR, 12.0, 0.0)
+    behind = with_agent(empty_world(), state.TRUCK, 40.0, 0.0, size=(7, 2.3, 1.4)).agents
     for order in ((world.agents, behind), (behind, world.agents)):
         world_of_two = empty_world()
         world_of_two.agents = np.concatenate(order)
@@ -92,29 +91,29 @@ def test_sky_is_above_the_horizon_and_road_ahead():
     assert (np.diff(below) < 0).all()
 
 
-@pytest.mark.parametrize("colour", [sim.GREEN, sim.AMBER, sim.RED])
+@pytest.mark.parametrize("colour", [state.GREEN, state.AMBER, state.RED])
 def test_a_lit_lamp_has_the_lights_colour(colour):
     world = draw_world(4, "light")
-    world.facts[sim.LIGHT], world.facts[sim.FROZEN_LIGHT] = 1.0, sim.GREEN
+    world.facts[state.LIGHT], world.facts[state.FROZEN_LIGHT] = 1.0, state.GREEN
     for _ in range(400):
-        if world.facts[sim.STOP] - world.ego[sim.ALONG] < 15:
+        if world.facts[state.STOP] - world.ego[state.ALONG] < 15:
             break
         world.advance(1)
-    world.facts[sim.FROZEN_LIGHT] = colour
+    world.facts[state.FROZEN_LIGHT] = colour
     view = render(world, *SIZE)["front"]
-    wanted = {sim.GREEN: GREEN_ID, sim.AMBER: AMBER_ID, sim.RED: RED_ID}[colour]
+    wanted = {state.GREEN: GREEN_ID, state.AMBER: AMBER_ID, state.RED: RED_ID}[colour]
     assert (view.ids == wanted).sum() > 20
     assert not np.isin(view.ids, [i for i in (GREEN_ID, AMBER_ID, RED_ID) if i != wanted]).any()
     red, green, blue = view.pixels[view.ids == wanted].mean(axis=0)
     assert blue < 140
-    assert (red > green + 80) == (colour == sim.RED)
-    assert (green > red + 60) == (colour == sim.GREEN)
+    assert (red > green + 80) == (colour == state.RED)
+    assert (green > red + 60) == (colour == state.GREEN)
 
 
 def test_brake_lamps_shine_red():
     def redness(acceleration):
         world = with_agent(
-            empty_world(), sim.CAR, 9.0, 0.0, RULE=sim.TRAFFIC, A_SPEED=5.0,
+            empty_world(), state.CAR, 9.0, 0.0, RULE=state.TRAFFIC, A_SPEED=5.0,
             A_ACCELERATION=acceleration,
         )  # fmt: skip
         view = render(world, *SIZE)["front"]
@@ -152,7 +151,7 @@ def test_moments_are_drawn_as_one_by_one():
 
 def test_targets_say_what_the_pixels_show():
     world = with_agent(
-        empty_world(), sim.CAR, 14.0, 0.0, RULE=sim.TRAFFIC, A_SPEED=7.0, A_ACCELERATION=-2.0
+        empty_world(), state.CAR, 14.0, 0.0, RULE=state.TRAFFIC, A_SPEED=7.0, A_ACCELERATION=-2.0
     )
     view = render(world, 196, 112)["front"]
     targets = np.zeros((28, vision_targets.WIDTH), np.float32)

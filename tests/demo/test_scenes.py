@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from autovla_rt.demo import simulation
+from autovla_rt.demo import state
 from autovla_rt.demo.narrator import critical_object, narrate, read_mention, spoken_metres
 from autovla_rt.demo.scenes import COMPLEX_METRES, collision, record_scene
 
@@ -26,7 +26,7 @@ def test_moments_are_half_a_second_apart(scenes):
 def test_a_plan_starts_where_the_car_is_and_at_its_speed(scenes):
     for scene in scenes:
         first = scene.trajectory[0]
-        assert abs(np.hypot(*first[:2]) - 0.5 * scene.now.ego[simulation.SPEED]) < 1.2
+        assert abs(np.hypot(*first[:2]) - 0.5 * scene.now.ego[state.SPEED]) < 1.2
         assert abs(first[1]) < 1.0
 
 
@@ -80,11 +80,11 @@ def test_a_narration_says_the_true_state(complex_scenes):
         if scene.cause < agents:
             agent = scene.now.agents[scene.cause]
             distance = np.hypot(
-                agent[simulation.A_X] - scene.now.ego[0], agent[simulation.A_Y] - scene.now.ego[1]
+                agent[state.A_X] - scene.now.ego[0], agent[state.A_Y] - scene.now.ego[1]
             )
             assert said.metres <= distance + 3
         if "light red" in narrate(scene):
-            assert scene.now.light == simulation.RED
+            assert scene.now.light == state.RED
 
 
 def test_a_narration_of_a_straightforward_scene_names_no_object(scenes):

@@ -3,59 +3,61 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autovla_rt.demo import simulation, state, traffic
 from autovla_rt.demo import simulation as sim
-from autovla_rt.demo.scenario import EVENTS, draw_world
+from autovla_rt.demo.events import EVENTS
+from autovla_rt.demo.scenario import draw_world
 from autovla_rt.demo.scenes import collision
 
 
 def world_with(event, seed=0, **columns):
     world = draw_world(seed, event)
     for name, value in columns.items():
-        world.facts[getattr(sim, name.upper())] = value
+        world.facts[getattr(state, name.upper())] = value
     return world
 
 
 @given(st.floats(0, 20), st.floats(1, 20))
 def test_idm_speeds_up_below_the_desired_speed_and_slows_down_above(speed, desired):
-    acceleration = sim.idm(speed, desired, sim.CLEAR, 0.0)
+    acceleration = traffic.idm(speed, desired, traffic.CLEAR, 0.0)
     assert (acceleration > 0) == (speed < desired) or acceleration == pytest.approx(0, abs=1e-9)
-    assert -sim.COMFORT_BRAKING <= acceleration <= sim.MAX_ACCELERATION
+    assert -traffic.COMFORT_BRAKING <= acceleration <= traffic.MAX_ACCELERATION
 
 
 @given(st.floats(3, 15), st.floats(0.5, 60))
 def test_idm_brakes_harder_for_a_nearer_obstacle(speed, gap):
-    near, far = (sim.idm(speed, 15.0, g, speed) for g in (gap, gap + 5))
+    near, far = (traffic.idm(speed, 15.0, g, speed) for g in (gap, gap + 5))
     assert near <= far
-    assert near >= -sim.HARDEST_BRAKING
+    assert near >= -traffic.HARDEST_BRAKING
 
 
 def test_a_light_runs_through_its_colours():
     world = world_with("light", light=1, green_time=8, amber_time=3, red_time=9, phase=0)
-    colours = [sim.light_at(world.facts, t) for t in (0.0, 7.9, 8.1, 10.9, 11.1, 19.9, 20.1)]
-    assert colours == [sim.GREEN] * 2 + [sim.AMBER] * 2 + [sim.RED] * 2 + [sim.GREEN]
+    colours = [traffic.light_at(world.facts, t) for t in (0.0, 7.9, 8.1, 10.9, 11.1, 19.9, 20.1)]
+    assert colours == [state.GREEN] * 2 + [state.AMBER] * 2 + [state.RED] * 2 + [state.GREEN]
 
 
 def test_the_crossing_road_is_green_only_while_the_main_road_is_red():
     world = world_with("light", light=1)
     for time in np.arange(0, 60, 0.1):
-        if sim.cross_light_at(world.facts, time) == sim.GREEN:
-            assert sim.light_at(world.facts, time) == sim.RED
+        if traffic.cross_light_at(world.facts, time) == state.GREEN:
+            assert traffic.light_at(world.facts, time) == state.RED
 
 
 def test_a_frozen_light_keeps_its_colour():
     world = world_with("light", light=1, green_time=8, amber_time=3, red_time=9, phase=9)
     world.freeze_light()
-    assert {sim.light_at(world.facts, t) for t in np.arange(0, 40)} == {sim.AMBER}
+    assert {traffic.light_at(world.facts, t) for t in np.arange(0, 40)} == {state.AMBER}
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_expert_stops_before_a_red_light(seed):
     world = world_with("light", seed, light=1)
-    world.facts[sim.FROZEN_LIGHT] = sim.RED
+    world.facts[state.FROZEN_LIGHT] = state.RED
     world.advance(400)
-    front = world.ego[sim.ALONG] + sim.FRONT
-    assert world.ego[sim.SPEED] < 0.3
-    assert front < world.facts[sim.STOP] + 0.3
+    front = world.ego[state.ALONG] + state.FRONT
+    assert world.ego[state.SPEED] < 0.3
+    assert front < world.facts[state.STOP] + 0.3
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -73,7 +75,7 @@ def test_the_expert_leaves_the_lane_for_roadworks_and_comes_back():
     offsets = []
     for _ in range(400):
         world.advance(1)
-        index = sim.find(world.layout.route, world.ego[0], world.ego[1])
+        index = traffic.find(world.layout.route, world.ego[0], world.ego[1])
         along, left = sim.project(world.layout.route, world.ego[0], world.ego[1], index)
         offsets.append((along, left))
     inside = [left for along, left in offsets if start + 2 < along < end - 2]
@@ -86,9 +88,9 @@ def test_the_expert_leaves_the_lane_for_roadworks_and_comes_back():
 def test_a_frozen_world_begins_nothing_new():
     for seed in range(20):
         world = draw_world(seed, "pedestrian")
-        before = world.agents[world.agents[:, sim.RULE] == sim.CROSSER][:, sim.ACTIVE].copy()
+        before = world.agents[world.agents[:, state.RULE] == state.CROSSER][:, state.ACTIVE].copy()
         world.advance(60, frozen=True)
-        after = world.agents[world.agents[:, sim.RULE] == sim.CROSSER][:, sim.ACTIVE]
+        after = world.agents[world.agents[:, state.RULE] == state.CROSSER][:, state.ACTIVE]
         assert np.array_equal(before, after)
 
 
@@ -108,28 +110,34 @@ def test_the_bicycle_turns_as_its_curvature_says():
     ego = world.ego
     ego[:] = 0, 0, 0, 5.0, 0, 0.05, 0
     for _ in range(100):
-        sim.move_ego(ego, world.layout.route, 0.0, 0.05)
-    assert ego[sim.SPEED] == 5.0
-    assert ego[sim.HEADING] == pytest.approx(5.0 * 10 * 0.05)
+        simulation.move_ego(ego, world.layout.route, 0.0, 0.05)
+    assert ego[state.SPEED] == 5.0
+    assert ego[state.HEADING] == pytest.approx(5.0 * 10 * 0.05)
 
 
 def test_the_car_cannot_reverse_or_jump():
     world = draw_world(0, "free")
-    world.ego[sim.SPEED] = 3.0
+    world.ego[state.SPEED] = 3.0
     speeds, accelerations = [], []
     for _ in range(30):
-        sim.move_ego(world.ego, world.layout.route, -50.0, 9.0)
-        speeds.append(world.ego[sim.SPEED])
-        accelerations.append(world.ego[sim.ACCELERATION])
-        assert world.ego[sim.CURVATURE] <= 0.19
+        simulation.move_ego(world.ego, world.layout.route, -50.0, 9.0)
+        speeds.append(world.ego[state.SPEED])
+        accelerations.append(world.ego[state.ACCELERATION])
+        assert world.ego[state.CURVATURE] <= 0.19
     assert min(speeds) == 0.0
-    assert min(accelerations) >= -sim.HARDEST_BRAKING
+    assert min(accelerations) >= -traffic.HARDEST_BRAKING
     assert accelerations[0] == pytest.approx(-1.6)  # 16 m/s³ for 0.1 s
 
 
 def box(x, y, heading, length=4.0, width=2.0):
-    agent = np.zeros(sim.AGENT_COLUMNS)
-    agent[[sim.A_X, sim.A_Y, sim.A_HEADING, sim.LENGTH, sim.WIDTH]] = x, y, heading, length, width
+    agent = np.zeros(state.AGENT_COLUMNS)
+    agent[[state.A_X, state.A_Y, state.A_HEADING, state.LENGTH, state.WIDTH]] = (
+        x,
+        y,
+        heading,
+        length,
+        width,
+    )
     return agent
 
 
@@ -147,4 +155,4 @@ def box(x, y, heading, length=4.0, width=2.0):
     ],
 )
 def test_boxes_overlap(agent, touches):
-    assert sim.overlap(0.0, 0.0, 0.0, 4.8, 2.0, agent) is touches
+    assert simulation.overlap(0.0, 0.0, 0.0, 4.8, 2.0, agent) is touches
