@@ -12,7 +12,6 @@ import numpy as np
 from autovla_rt.config import FRAMES_PER_CAMERA
 from autovla_rt.demo import state
 from autovla_rt.demo.drivers import Decision, Driver
-from autovla_rt.demo.road import Array
 from autovla_rt.demo.scenario import draw_world
 from autovla_rt.demo.scenes import STEPS_PER_POSE
 from autovla_rt.demo.score import Score, Scorer
@@ -22,6 +21,7 @@ from autovla_rt.demo.world import World
 
 HISTORY = (FRAMES_PER_CAMERA - 1) * STEPS_PER_POSE
 EVENTS_PER_DRIVE = 3
+EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,12 @@ class Tick:
         world: The world when the frames were taken.
         decision: What was planned.
         latency_ms: After how long it took effect.
-        followed: [n, 2] the world's points of the plan that the controller was following meanwhile;
-            None before the first.
     """
 
     time: float
     world: World
     decision: Decision
     latency_ms: float
-    followed: Array | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -95,22 +92,25 @@ class Drive:
         self._scorer = Scorer(world)
 
     def __iter__(self) -> Iterator[Tick]:
-        """Drive to the end, or to the first collision at fault."""
+        """Drive to the end, or to the first collision at fault.
+
+        One plan is made at a time: a tick that comes while one is still being made is left out. The
+        expert drives until the first plan takes effect.
+        """
         steps_per_plan = round(self._settings.replan_every / DT)
-        pending: list[tuple[float, PlannedPath]] = []
+        pending: tuple[float, PlannedPath] | None = None
         path: PlannedPath | None = None
         start = self._world.time
         for step in range(round(self._settings.seconds / DT)):
             now = self._world.time
-            if step % steps_per_plan == 0:
+            if pending is None and step % steps_per_plan == 0:
                 decision = self._driver.decide(list(self._moments)[::STEPS_PER_POSE])
                 latency = self._latency(decision)
                 planned = PlannedPath(self._world.ego[:3].copy(), decision.trajectory, now)
-                pending.append((now + latency / 1e3, planned))
-                followed = None if path is None else path.points()
-                yield Tick(now - start, self._world.copy(), decision, latency, followed)
-            while pending and pending[0][0] <= now + 1e-9:
-                path = pending.pop(0)[1]
+                pending = now + latency / 1e3, planned
+                yield Tick(now - start, self._world.copy(), decision, latency)
+            if pending is not None and pending[0] <= now + EPSILON:
+                path, pending = pending[1], None
             self._step(path)
             if self._scorer.collided_with is not None:
                 return
@@ -127,12 +127,12 @@ class Drive:
         return decision.milliseconds if fixed is None else fixed
 
     def _step(self, path: PlannedPath | None) -> None:
-        """Move the world by one step of 0.1 s; before the first plan the ego rolls on."""
+        """Move the world by one step of 0.1 s, along a plan or with the expert."""
         world = self._world
-        control = (0.0, world.ego[state.CURVATURE])
-        if path is not None:
-            control = path.control(world.ego, world.time)
-        world.step(*control)
+        if path is None:
+            world.advance(1)
+        else:
+            world.step(*path.control(world.ego, world.time))
         self._moments.append(world.copy())
         self._scorer.observe(world)
 

@@ -35,10 +35,6 @@ class PlannedPath:
         """Return (acceleration in m/s², curvature in 1/m) for an ego state at a time."""
         return self._acceleration(ego, time), self._curvature(ego)
 
-    def points(self) -> Array:
-        """Return the planned positions in the world [n + 1, 2], from the origin on."""
-        return self._poses[:, :2]
-
     def _acceleration(self, ego: Array, time: float) -> float:
         """Approach the planned speed a little ahead, and catch up with the planned place."""
         ahead = self._place(time + SPEED_AHEAD + 0.25) - self._place(time + SPEED_AHEAD - 0.25)

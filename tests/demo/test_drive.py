@@ -72,20 +72,28 @@ class Braking:
         return Decision(plan, self.milliseconds)
 
 
-def speed_at(latency_ms, time):
-    """The speed `time` s into the drive of the driver that brakes from 2 s on."""
+def speed_after(seconds, latency_ms):
+    """The speed at some time of the driver that plans to brake from 2 s on."""
     world = draw_world(2, "free")
     world.agents, world.ego[state.SPEED] = world.agents[:0], 8.0
-    run = Drive(world, Braking(), DriveSettings(seconds=5, replan_every=0.1, latency_ms=latency_ms))
-    return next(tick.world.ego[state.SPEED] for tick in run if tick.time >= time - 1e-6)
+    run = Drive(world, Braking(), DriveSettings(seconds=seconds, latency_ms=latency_ms))
+    assert len(list(run)) == np.ceil(seconds / 0.5)
+    return run._world.ego[state.SPEED]
 
 
 def test_a_plan_that_took_400_ms_is_applied_400_ms_late():
-    prompt = [speed_at(0.0, t) for t in (2.0, 2.2, 2.4, 2.6)]
-    late = [speed_at(400.0, t + 0.4) for t in (2.0, 2.2, 2.4, 2.6)]
+    times = (2.0, 2.1, 2.2, 2.3, 2.4)
+    prompt = [speed_after(t, 0.0) for t in times]
+    late = [speed_after(t + 0.4, 400.0) for t in times]
     assert prompt[-1] < prompt[0] - 1.0
-    assert late == pytest.approx(prompt, abs=0.35)
-    assert speed_at(400.0, 2.4) > speed_at(0.0, 2.4) + 0.3
+    assert np.subtract(late, late[0]) == pytest.approx(np.subtract(prompt, prompt[0]), abs=0.2)
+    assert speed_after(2.4, 400.0) > prompt[-1] + 1.0
+
+
+def test_one_plan_is_made_at_a_time():
+    """A plan that takes 700 ms lets every second tick of 0.5 s pass."""
+    _, ticks = drive(1, ExpertDriver(), seconds=4.0, latency_ms=700.0)
+    assert [tick.time for tick in ticks] == pytest.approx([0.0, 1.0, 2.0, 3.0])
 
 
 def test_without_a_fixed_latency_the_measured_one_counts():

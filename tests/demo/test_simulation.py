@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autovla_rt.demo import simulation, state, traffic
-from autovla_rt.demo import simulation as sim
+from autovla_rt.demo import road, simulation, state, traffic
 from autovla_rt.demo.events import EVENTS
 from autovla_rt.demo.scenario import draw_world
 from autovla_rt.demo.scenes import collision
@@ -76,7 +75,7 @@ def test_the_expert_leaves_the_lane_for_roadworks_and_comes_back():
     for _ in range(400):
         world.advance(1)
         index = traffic.find(world.layout.route, world.ego[0], world.ego[1])
-        along, left = sim.project(world.layout.route, world.ego[0], world.ego[1], index)
+        along, left = road.project(world.layout.route, world.ego[0], world.ego[1], index)
         offsets.append((along, left))
     inside = [left for along, left in offsets if start + 2 < along < end - 2]
     after = [left for along, left in offsets if along > end + 45]
