@@ -125,6 +125,7 @@ def test_every_target_follows_the_position_that_predicts_it(maker, scenes):
     length = batch.token_ids.shape[1]
     for at, target in zip(batch.predict_from, batch.targets, strict=True):
         row, column = divmod(int(at), length)
+        assert batch.segments[row, column] in (PROMPT, batch.segments[row, column + 1])
         following = {int(batch.token_ids[row, column + 1])}
         if column == len(samples[row].prompt) - 1:
             following.add(int(samples[row].answers[1].ids[0]))

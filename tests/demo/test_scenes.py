@@ -6,7 +6,8 @@ import pytest
 
 from autovla_rt.demo import state
 from autovla_rt.demo.narrator import critical_object, narrate, read_mention, spoken_metres
-from autovla_rt.demo.scenes import COMPLEX_METRES, collision, record_scene
+from autovla_rt.demo.scenario import draw_world
+from autovla_rt.demo.scenes import COMPLEX_METRES, collision, expert_plan, record_scene
 
 
 def test_equal_seeds_give_equal_scenes():
@@ -28,6 +29,22 @@ def test_a_plan_starts_where_the_car_is_and_at_its_speed(scenes):
         first = scene.trajectory[0]
         assert abs(np.hypot(*first[:2]) - 0.5 * scene.now.ego[state.SPEED]) < 1.2
         assert abs(first[1]) < 1.0
+
+
+def test_a_plan_knows_nothing_of_what_is_to_come():
+    """A car that waits at a red light plans to go on waiting, even if green comes in a second."""
+    world = draw_world(4, "light")
+    world.agents = world.agents[:0]
+    world.facts[[state.LIGHT, state.FROZEN_LIGHT]] = 1.0, state.RED
+    world.advance(300)
+    world.facts[state.FROZEN_LIGHT] = state.NO_LIGHT
+    cycle = world.facts[[state.GREEN_TIME, state.AMBER_TIME, state.RED_TIME]].sum()
+    world.facts[state.PHASE] = cycle - 1.0 - world.time
+    assert world.light == state.RED
+    assert np.hypot(*expert_plan(world)[-1, :2]) < 0.5
+    world.advance(50)
+    assert world.light == state.GREEN
+    assert world.ego[state.SPEED] > 2.0
 
 
 def test_complex_is_what_changes_the_plan(scenes):
