@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from autovla_rt.demo import scenes as scenes_module
 from autovla_rt.demo import state
 from autovla_rt.demo.narrator import critical_object, narrate, read_mention, spoken_metres
 from autovla_rt.demo.scenario import draw_world
@@ -45,6 +46,19 @@ def test_a_plan_knows_nothing_of_what_is_to_come():
     world.advance(50)
     assert world.light == state.GREEN
     assert world.ego[state.SPEED] > 2.0
+
+
+def test_a_plan_expects_no_new_behaviour():
+    """Who stands at the kerb now stays there in the plan, whoever would start to cross."""
+    started = 0
+    for seed in range(20):
+        world = draw_world(seed, "pedestrian")
+        world.advance(10)
+        planned, real = scenes_module._future(world, interact=True)[2], world.copy()
+        real.advance(50)
+        assert np.array_equal(planned.agents[:, state.ACTIVE], world.agents[:, state.ACTIVE])
+        started += (real.agents[:, state.ACTIVE] != world.agents[:, state.ACTIVE]).any()
+    assert started > 3
 
 
 def test_complex_is_what_changes_the_plan(scenes):
