@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autovla_rt.errors import InputError, LayoutError
-from autovla_rt.output_file import make_folder, write_file
+from autovla_rt.output_file import make_folder
 
 if TYPE_CHECKING:
-    from autovla_rt.demo.drive import DriveSettings, Tick
     from autovla_rt.demo.drivers import Driver
-    from autovla_rt.demo.score import Score
     from autovla_rt.runtime.planner import Planner
 
 DEFAULT_ENGINE = Path("engines/demo")
-SHEET_ROWS = 9
-LONGEST_DRIVE = 60.0
-"""Seconds; the world's roads end behind that."""
+LONGEST_DRIVE = 20.0
+"""Seconds; a fast car would reach the end of the world's roads soon after."""
 
 
 class DriverName(enum.StrEnum):
@@ -100,16 +97,17 @@ def drive(
 ) -> None:
     """Drive through the miniature's world, replanning from the cameras; score and pictures."""
     from autovla_rt.demo.drive import Drive, DriveSettings, draw_drive_world
+    from autovla_rt.demo.recording import Recorder
 
     settings = DriveSettings(seconds, _multiple_of_a_step(replan_every), latency_ms)
     chosen, description = _driver(driver, engine, mode, threads)
     make_folder(out)
     run = Drive(draw_drive_world(seed), chosen, settings)
-    ticks = list(run)
-    score = run.score()
-    record = _record(seed, settings, driver.value, description, ticks, score)
-    _draw(out, ticks, record, settings.replan_every if film else None)
-    write_file(out / "drive.json", (json.dumps(record, indent=1) + "\n").encode())
+    recorder = Recorder(settings, filmed=film)
+    for tick in run:
+        recorder.add(tick)
+    record = recorder.record(seed, driver.value, description, run.score())
+    recorder.write(out, record)
     if as_json:
         typer.echo(json.dumps(record, indent=1))
     else:
@@ -172,45 +170,3 @@ def _driver(
     require_world_layout(planner)
     bundle = planner.bundle
     return ModelDriver(planner, mode=mode.value), describe_engine(bundle.manifest, bundle.identity)
-
-
-def _record(
-    seed: int,
-    settings: DriveSettings,
-    driver: str,
-    engine: dict[str, object] | None,
-    ticks: list[Tick],
-    score: Score,
-) -> dict[str, object]:
-    from dataclasses import asdict
-
-    from autovla_rt.demo.drive import summary
-
-    return {
-        "seed": seed,
-        "driver": driver,
-        "engine": engine,
-        "settings": asdict(settings),
-        "score": score.as_dict(),
-        **summary(ticks),
-        "ticks": [tick.as_dict() for tick in ticks],
-    }
-
-
-def _draw(
-    out: Path, ticks: list[Tick], record: dict[str, object], seconds_per_picture: float | None
-) -> None:
-    """Write the contact sheet of evenly spread ticks, and the film where it is wanted."""
-    import io
-
-    from autovla_rt.demo.filmstrip import contact_sheet, film, tick_picture
-
-    step = max(1, -(-len(ticks) // SHEET_ROWS))
-    title = f"drive {record['seed']}, driver {record['driver']}"
-    sheet = io.BytesIO()
-    rows = [tick_picture(tick) for tick in ticks[::step]]
-    contact_sheet(rows, title).save(sheet, "JPEG", quality=88)
-    write_file(out / "drive.jpg", sheet.getvalue())
-    if seconds_per_picture is not None:
-        pictures = [tick_picture(tick) for tick in ticks]
-        write_file(out / "drive.webp", film(pictures, seconds_per_picture))

@@ -61,7 +61,7 @@ def draw_background(draft: Draft) -> None:
 
 
 def _crossing_car(draft: Draft) -> None:
-    """Add a car on the crossing road; it comes only where a light will hold it."""
+    """Add a car on the crossing road, before its stop line."""
     rng, numbers = draft.rng, draft.layout.numbers
     direction = float(rng.choice([-1, 1]))
     line = numbers[road.MAIN_HALF] + road.STOP_LINE + 3.0

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from autovla_rt.config import FRAMES_PER_CAMERA
 from autovla_rt.demo import state
 from autovla_rt.demo.drivers import Decision, Driver
@@ -140,16 +138,3 @@ class Drive:
 def draw_drive_world(seed: int) -> World:
     """Draw a world with several events in a row for a drive."""
     return draw_world(seed, events=EVENTS_PER_DRIVE)
-
-
-def summary(ticks: list[Tick]) -> dict[str, object]:
-    """Return means over a drive's ticks: latency, share of slow answers, speed."""
-    latencies = np.array([tick.decision.milliseconds for tick in ticks])
-    modes = [tick.decision.plan.mode for tick in ticks if tick.decision.plan is not None]
-    return {
-        "plans": len(ticks),
-        "planning_ms_median": float(np.median(latencies)),
-        "planning_ms_max": float(latencies.max()),
-        "slow_share": modes.count("slow") / len(modes) if modes else None,
-        "mean_speed": float(np.mean([tick.world.ego[SPEED] for tick in ticks])),
-    }

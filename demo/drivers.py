@@ -54,17 +54,16 @@ class Driver(Protocol):
 class ModelDriver:
     """The compiled engine: it sees what the cameras see, and the request's numbers."""
 
-    def __init__(self, planner: Planner, *, mode: Mode = "auto", blind: bool = False) -> None:
+    def __init__(self, planner: Planner, *, mode: Mode = "auto") -> None:
         self._planner = planner
         self._mode: Mode = mode
-        self._blind = blind
         self._seen: list[tuple[World, dict[str, View]]] = []
 
     def decide(self, moments: Sequence[World]) -> Decision:
         """Draw the frames, plan, and measure the planning."""
         drawn = [self._look(world) for world in moments]
         self._seen = list(zip(moments, drawn, strict=True))
-        request = request_of(moments[-1], drawn, blind=self._blind)
+        request = request_of(moments[-1], drawn)
         start = perf_counter()
         plan = self._planner.plan(request, mode=self._mode)
         elapsed = (perf_counter() - start) * 1e3

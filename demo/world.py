@@ -17,7 +17,7 @@ class World:
 
     Attributes:
         layout: Roads and route.
-        facts: [NUM_FACTS], see simulation.py.
+        facts: [NUM_FACTS], see state.py.
         zones: [z, 3] construction zones.
         agents: [a, AGENT_COLUMNS].
         ego: [EGO_COLUMNS].

@@ -91,7 +91,7 @@ def test_an_engine_for_other_plans_is_refused(demo):
     [
         (("--replan-every", "0.25"), INPUT, "multiple of 0.1 s"),
         (("--replan-every", "0"), USAGE, "greater than or equal to 0.1"),
-        (("--seconds", "3600"), USAGE, "less than or equal to 60"),
+        (("--seconds", "3600"), USAGE, "less than or equal to 20"),
         (("--latency-ms", "-1"), USAGE, "greater than or equal to 0"),
         (("--driver", "nobody"), USAGE, "'expert'"),
         (("--engine", "no-such"), 7, "no-such"),
