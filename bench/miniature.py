@@ -1,7 +1,7 @@
 """How well the miniature drives: open loop on unseen scenes, and in closed loop.
 
     python bench/miniature.py open ENGINE OUT.jsonl --scenes 1000
-    python bench/miniature.py closed ENGINE OUT.jsonl --drives 200
+    python bench/miniature.py closed ENGINE OUT.jsonl --drives 200 --latency-ms 0
     python bench/miniature.py report OUT.jsonl ...
 
 Every scene and drive is one line of OUT.jsonl, so a run that was stopped goes on where it was.
@@ -80,17 +80,16 @@ def open_loop(engine: Path, seed: int) -> Record:
     return record
 
 
-def closed_loop(engine: Path, seed: int) -> Record:
-    """Drive one world with every driver, each plan applied after 0 ms and after 400 ms."""
+def closed_loop(engine: Path, latency_ms: float, seed: int) -> Record:
+    """Drive one world with every driver; every plan is applied `latency_ms` late."""
     planner, _ = _engine(engine)
-    record: Record = {"seed": seed, "drives": {}}
-    for name, driver, latency in (
-        ("model", ModelDriver(planner), 0.0),
-        ("model, 400 ms late", ModelDriver(planner), 400.0),
-        ("expert", ExpertDriver(), 0.0),
-        ("constant velocity", ConstantVelocityDriver(), 0.0),
+    record: Record = {"seed": seed, "latency_ms": latency_ms, "drives": {}}
+    for name, driver in (
+        ("model", ModelDriver(planner)),
+        ("expert", ExpertDriver()),
+        ("constant velocity", ConstantVelocityDriver()),
     ):
-        drive = Drive(draw_drive_world(seed), driver, DriveSettings(latency_ms=latency))
+        drive = Drive(draw_drive_world(seed), driver, DriveSettings(latency_ms=latency_ms))
         modes = [tick.decision.plan.mode for tick in drive if tick.decision.plan is not None]
         slow = modes.count("slow") / len(modes) if modes else None
         record["drives"][name] = {**drive.score().as_dict(), "slow_share": slow}
@@ -250,12 +249,15 @@ def main() -> None:
         command.add_argument("engine", type=Path)
         command.add_argument("out", type=Path)
         command.add_argument(f"--{unit}", dest="count", type=int, default=count)
+    command.add_argument("--latency-ms", type=float, default=0.0)
     commands.add_parser("report").add_argument("out", type=Path, nargs="+")
     arguments = parser.parse_args()
     if arguments.command == "report":
         print(json.dumps(report(arguments.out), indent=1))
         return
-    work = partial({"open": open_loop, "closed": closed_loop}[arguments.command], arguments.engine)
+    work = partial(open_loop, arguments.engine)
+    if arguments.command == "closed":
+        work = partial(closed_loop, arguments.engine, arguments.latency_ms)
     run(work, range(FIRST_SEED, FIRST_SEED + arguments.count), arguments.out)
     print(json.dumps(report([arguments.out]), indent=1))
 
