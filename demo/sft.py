@@ -148,8 +148,7 @@ class Trainer:
         """Muon for the blocks' matrices, AdamW for everything else.
 
         Muon (Jordan et al. 2024) is given AdamW's step size per value (Liu et al. 2025, section
-        2.2), so both share the learning rate. It learnt as much in about half as many steps
-        (bench/README.md).
+        2.2), so both share the learning rate. Curves with and without: bench/README.md.
         """
         settings = self.settings
         matrices = {

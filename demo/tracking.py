@@ -10,7 +10,8 @@ from autovla_rt.kernels.contour import compose
 
 DT = 0.5
 """Time between two poses of a plan, s."""
-SPEED_AHEAD, SPEED_TIME, POSITION_GAIN = 0.4, 0.6, 0.3
+SPEED_AHEAD, POSITION_GAIN = 0.4, 0.3
+"""The speed planned for so many seconds ahead is reached in that time, so planned braking is braked."""
 SHORTEST_REACH, LONGEST_REACH, REACH_TIME = 3.0, 11.0, 0.8
 
 
@@ -41,7 +42,7 @@ class PlannedPath:
         wanted = ahead / 0.5
         behind = self._place(time) - self._progress(ego)
         wanted = max(0.0, wanted + POSITION_GAIN * float(np.clip(behind, -3, 3)))
-        return float((wanted - ego[SPEED]) / SPEED_TIME)
+        return float((wanted - ego[SPEED]) / SPEED_AHEAD)
 
     def _curvature(self, ego: Array) -> float:
         reach = float(np.clip(REACH_TIME * ego[SPEED], SHORTEST_REACH, LONGEST_REACH))
