@@ -11,7 +11,7 @@ from autovla_rt.kernels.contour import compose
 DT = 0.5
 """Time between two poses of a plan, s."""
 SPEED_AHEAD, POSITION_GAIN = 0.4, 0.3
-"""The speed planned for so many seconds ahead is reached in that time, so planned braking is braked."""
+"""The speed planned for so many seconds ahead is reached in that time, braking as planned."""
 SHORTEST_REACH, LONGEST_REACH, REACH_TIME = 3.0, 11.0, 0.8
 
 

@@ -112,7 +112,8 @@ def note_run(training: Path) -> None:
 
 def record(settings: Settings, training: Path) -> dict[str, object]:
     """Return what the checkpoint says about its training."""
-    log = (training / LOG_FILE).read_text(encoding="utf-8").splitlines()
+    log_file = training / LOG_FILE
+    log = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
     runs = (training / RUNS_FILE).read_text(encoding="utf-8").splitlines()
     return {
         "seed": settings.seed,

@@ -495,9 +495,7 @@ def test_a_config_outside_a_checkout_needs_a_recipe(invoke, demo, tmp_path):
 
 def test_a_recipe_with_a_slot_before_the_videos(bad_build, tmp_path):
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        RECIPE.read_text().replace('"Three cameras', '"At {velocity:.3f}: three cameras')
-    )
+    recipe.write_text(RECIPE.read_text().replace('"Ahead"', '"At {velocity:.3f}"'))
     assert "velocity" in bad_build(RECIPE_CODE, "--recipe", recipe)
 
 

@@ -104,7 +104,8 @@ def test_make_shows_its_targets():
 
 
 def test_a_plan_in_json_has_every_field(demo, tmp_path):
-    done = run("plan", "--frames", FRAMES, "--engine", demo.engine, "--json", cache=tmp_path)
+    words = ("plan", "--frames", FRAMES, "--engine", demo.engine, "--mode", "fast", "--json")
+    done = run(*words, cache=tmp_path)
     assert done.returncode == 0
     answer = json.loads(done.stdout)
     assert set(answer) == PLAN_KEYS
@@ -115,7 +116,7 @@ def test_a_plan_in_json_has_every_field(demo, tmp_path):
     assert len(answer["action_tokens"]) == 10
     assert all(start <= token < start + 2048 for token in answer["action_tokens"])
     assert answer["mode"] == "fast"
-    assert answer["p_slow"] < 0.5
+    assert answer["p_slow"] > 0.5  # roadworks: the model itself would think
     assert (answer["reasoning"], answer["finish_reason"], answer["status"]) == ("", "stop", "ok")
     assert answer["forward_passes"] == 11
     stages = ["preprocess", "vision", "prompt", "prefill", "decision", "actions", "trajectory"]

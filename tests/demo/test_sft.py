@@ -137,7 +137,7 @@ def test_training_learns_the_answer_and_the_auxiliary_targets(tmp_path):
     first, *_, last = log_of(tmp_path)
     assert last["action_cross_entropy"] < 0.5 * first["action_cross_entropy"]
     assert last["text_cross_entropy"] < 0.2 * first["text_cross_entropy"]
-    assert last["auxiliary"] < 0.5 * first["auxiliary"]
+    assert last["auxiliary"] < 0.6 * first["auxiliary"]
 
 
 def test_the_log_has_a_line_for_every_two_steps(whole):

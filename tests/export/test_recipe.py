@@ -52,8 +52,8 @@ def test_the_demo_has_the_structure_of_autovla() -> None:
     assert recipe.prompt_cot.user == recipe.prompt_direct.user
     assert len(recipe.prompt_cot.system) > len(recipe.prompt_direct.system)
     fast, slow = opening(recipe.answer.fast), opening(recipe.answer.slow)
-    assert fast.split()[:5] == slow.split()[:5]
-    assert fast.split()[5] != slow.split()[5]
+    assert fast.split()[:4] == slow.split()[:4]
+    assert fast.split()[4] != slow.split()[4]
     assert recipe.answer.slow[2:] == ("\n</think>" + _after_think(fast), *recipe.answer.fast[1:])
     assert opening(recipe.answer.direct) == _after_think(fast).lstrip("\n")
 
@@ -64,7 +64,7 @@ def test_the_demo_is_brief() -> None:
     words = " ".join(
         [prompt.system, *(part for text in parts for part in text if not isinstance(part, Slot))]
     ).split()
-    assert 60 <= len(words) <= 90
+    assert 20 <= len(words) <= 90
     assert [slot.slot for text in parts for slot in slots_of(text)] == [
         "velocity",
         "acceleration",

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from autovla_rt.runtime.bytelevel import ends_mid_character, token_bytes
@@ -11,7 +11,7 @@ def spelled(tokenizer):
 
     def spell(text):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        assert all(i < 151643 for i in ids)
+        assume(all(i < 151643 for i in ids))  # the text spells no added token
         normal = tokenizer.normalizer.normalize_str(text)
         return normal.encode(), b"".join(token_bytes(tokenizer, i) for i in ids)
 
