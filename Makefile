@@ -25,8 +25,8 @@ setup: $(VENV)/base.stamp  ## Create .venv with the runtime and what export need
 
 demo: demo-engine  ## Build the demo engine, plan the demo scene, drive through the demo world
 	mkdir -p build/demo
-	$(CLI) plan --frames calib_data/demo --engine engines/demo --plot build/demo/plan.png
-	$(CLI) drive --engine engines/demo --seed 8 --out build/demo
+	$(CLI) plan --frames calib_data/demo --engine engines/demo --threads 1 --plot build/demo/plan.png
+	$(CLI) drive --engine engines/demo --threads 1 --seed 8 --out build/demo
 
 ifeq ($(CHECKPOINT),)
 engine: demo-engine  ## Build the demo engine, or CHECKPOINT= CONFIG= [TARGET= PRECISION= ENGINE= BUILD_OPTIONS=]
