@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autovla_rt import __version__, cli_world
+from autovla_rt.cli_options import DEFAULT_ENGINE, Mode
 from autovla_rt.errors import AutovlaError, DependencyError, InputError
 from autovla_rt.output_file import require_writable, write_file
 
@@ -48,7 +49,6 @@ app.add_typer(codebook_app, name="codebook")
 app.command()(cli_world.drive)
 app.command()(cli_world.scenes)
 
-DEFAULT_ENGINE = Path("engines/demo")
 DEFAULT_ALTERNATIVES, MAX_ALTERNATIVES = 8, 64
 DEFAULT_FRAME_SIZE = ("1920x1080",)
 SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
@@ -61,14 +61,6 @@ EXTRAS = {
     "numba": "demo",
 }
 """Library -> extra of the package that installs it."""
-
-
-class Mode(enum.StrEnum):
-    """Who decides between the fast and the slow answer."""
-
-    auto = "auto"
-    fast = "fast"
-    slow = "slow"
 
 
 class Part(enum.StrEnum):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autovla_rt.cli_options import DEFAULT_ENGINE, Mode
 from autovla_rt.errors import InputError, LayoutError
 from autovla_rt.output_file import make_folder
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from autovla_rt.demo.drivers import Driver
     from autovla_rt.runtime.planner import Planner
 
-DEFAULT_ENGINE = Path("engines/demo")
 LONGEST_DRIVE = 20.0
 """Seconds; a fast car would reach the end of the world's roads soon after."""
 
@@ -39,14 +39,6 @@ class Event(enum.StrEnum):
     light = "light"
     construction = "construction"
     stopped = "stopped"
-
-
-class Mode(enum.StrEnum):
-    """Who decides between the fast and the slow answer."""
-
-    auto = "auto"
-    fast = "fast"
-    slow = "slow"
 
 
 def scenes(

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+GRID = (2, 8, 14)
+"""Temporal patches, patch rows and patch columns of every camera."""
+
 PROMPT, FIRST_ANSWER, SECOND_ANSWER, PADDING = 0, 1, 2, -1
 """Values of `Batch.segments`."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autovla_rt.demo.camera import SCENERY_ID
+from autovla_rt.demo.camera import AGENT_ID, SCENERY_ID
 from autovla_rt.demo.jit import kernel
 from autovla_rt.demo.road import (
     CROSS_HALF,
@@ -34,6 +34,7 @@ from autovla_rt.demo.state import (
     KIND,
     LENGTH,
     NO_LIGHT,
+    P2,
     PEDESTRIAN,
     RULE,
     STATIC,
@@ -123,7 +124,7 @@ def build_boxes(
     count = 0
     for i in range(len(agents)):
         me = agents[i]
-        x, y, heading, identity = me[A_X], me[A_Y], me[A_HEADING], 16 + i
+        x, y, heading, identity = me[A_X], me[A_Y], me[A_HEADING], AGENT_ID + i
         if (x - ego[X]) ** 2 + (y - ego[Y]) ** 2 > VIEW_DISTANCE**2:
             continue
         length, width, height = me[LENGTH], me[WIDTH], me[HEIGHT]
@@ -149,7 +150,7 @@ def build_boxes(
         elif me[KIND] == PEDESTRIAN:
             facing = heading
             if me[ACTIVE] > 0.0:
-                facing = heading + np.pi / 2 * (1.0 if me[A_LEFT] < me[14] else -1.0)
+                facing = heading + np.pi / 2 * (1.0 if me[A_LEFT] < me[P2] else -1.0)
             count = add_box(
                 boxes, count, x, y, 0.0, facing, 0.45, 0.55, height - 0.3, PERSON, SHIRTS[paint],
                 0.0, identity,

@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autovla_rt.config import CAMERAS, Geometry, Preprocessing, VisionGeometry
-from autovla_rt.demo.batch import PROMPT, Batch
+from autovla_rt.demo.batch import GRID, PROMPT, Batch
 from autovla_rt.demo.layers import VISION_EPSILON, LanguageLayer, Linear, RmsNorm, VisionBlock
 from autovla_rt.export.passes.static_windows import static_windows
-
-GRID = (2, 8, 14)
-"""Temporal patches, patch rows and patch columns of every camera."""
 
 CLIPS = len(CAMERAS) * GRID[0]
 MASKED = -1e9

@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 
 from autovla_rt.config import CAMERAS, Camera, Geometry, Recipe
 from autovla_rt.demo import vision_targets
-from autovla_rt.demo.batch import FIRST_ANSWER, PADDING, PROMPT, SECOND_ANSWER, Batch
+from autovla_rt.demo.batch import FIRST_ANSWER, GRID, PADDING, PROMPT, SECOND_ANSWER, Batch
 from autovla_rt.demo.narrator import narrate
 from autovla_rt.demo.render import render_moments
 from autovla_rt.demo.scenes import Scene, record_scene
+from autovla_rt.demo.state import SPEED
 from autovla_rt.export.passes.static_mrope import VideoSpan, mrope_positions
 from autovla_rt.export.prompt import compile_prompt
 from autovla_rt.kernels.contour import follow
@@ -22,7 +23,6 @@ from autovla_rt.kernels.patchify import patch_levels
 from autovla_rt.runtime.grammar import render
 
 WIDTH, HEIGHT = 196, 112
-GRID = (2, 8, 14)
 ACTION_WEIGHT, DECISION_WEIGHT, REASONING_WEIGHT, LITERAL_WEIGHT = 1.0, 1.0, 0.4, 0.05
 
 
@@ -78,7 +78,7 @@ class SampleMaker:
         world = scene.now
         tail = render(
             self._prompt.tail,
-            velocity=float(world.ego[3]),
+            velocity=float(world.ego[SPEED]),
             acceleration=world.acceleration,
             instruction=world.instruction,
         )

@@ -175,10 +175,11 @@ def _close(world: World) -> bool:
         return False
     near = np.hypot(world.agents[:, A_X] - ego[X], world.agents[:, A_Y] - ego[Y]) < 40.0
     agents = world.agents[near]
+    course = _course(agents)
     for time in LOOK_AHEAD:
         later = agents.copy()
-        later[:, A_X] += time * agents[:, A_SPEED] * np.cos(_course(agents))
-        later[:, A_Y] += time * agents[:, A_SPEED] * np.sin(_course(agents))
+        later[:, A_X] += time * agents[:, A_SPEED] * np.cos(course)
+        later[:, A_Y] += time * agents[:, A_SPEED] * np.sin(course)
         x = ego[X] + time * ego[SPEED] * np.cos(ego[HEADING])
         y = ego[Y] + time * ego[SPEED] * np.sin(ego[HEADING])
         for agent in later:

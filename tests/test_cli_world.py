@@ -6,7 +6,8 @@ import pytest
 from demo_engine import REPO, InProcess, make_demo, run
 from PIL import Image
 
-from autovla_rt.cli_world import require_world_layout
+from autovla_rt.cli_world import Event, require_world_layout
+from autovla_rt.demo.events import EVENTS
 from autovla_rt.errors import LayoutError
 from autovla_rt.runtime.planner import Planner
 
@@ -129,3 +130,7 @@ def test_the_tracked_scenes_are_what_the_command_writes(invoke, tmp_path):
     assert invoke("scenes", tmp_path, "--count", 1, "--seed", 2_600_000_000)[0] == 0
     name = "scenes/miniature-2600000000.json"
     assert (tmp_path / name).read_bytes() == (tracked / name).read_bytes()
+
+
+def test_the_command_knows_every_event():
+    assert [event.value for event in Event] == list(EVENTS)
