@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autovla_rt.demo import road, simulation, state, traffic
@@ -16,6 +16,7 @@ def world_with(event, seed=0, **columns):
     return world
 
 
+@settings(deadline=None)  # the first example compiles the kernel
 @given(st.floats(0, 20), st.floats(1, 20))
 def test_idm_speeds_up_below_the_desired_speed_and_slows_down_above(speed, desired):
     acceleration = traffic.idm(speed, desired, traffic.CLEAR, 0.0)
@@ -23,6 +24,7 @@ def test_idm_speeds_up_below_the_desired_speed_and_slows_down_above(speed, desir
     assert -traffic.COMFORT_BRAKING <= acceleration <= traffic.MAX_ACCELERATION
 
 
+@settings(deadline=None)
 @given(st.floats(3, 15), st.floats(0.5, 60))
 def test_idm_brakes_harder_for_a_nearer_obstacle(speed, gap):
     near, far = (traffic.idm(speed, 15.0, g, speed) for g in (gap, gap + 5))
