@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from autovla_rt.demo import road, simulation, state, traffic
+from autovla_rt.demo import road, state, traffic
+from autovla_rt.demo.jit import kernel
 from autovla_rt.demo.road import Array
+from autovla_rt.demo.simulation import overlap
 from autovla_rt.demo.state import (
     A_HEADING,
     A_SPEED,
@@ -30,11 +32,12 @@ from autovla_rt.demo.state import (
     Y,
 )
 from autovla_rt.demo.world import World
-from autovla_rt.kernels.contour import transform
 
 STANDING = 0.2
 LOOK_AHEAD = (0.3, 0.6, 0.9)
 """Moments at which ego and agents are carried on at constant velocity, s."""
+NEAR = 40.0
+"""Agents farther away than this, m, are not looked at."""
 MARGIN = 0.3
 """How far a corner may be off the asphalt, m."""
 ACCELERATIONS, LATERAL, JERK = (-4.05, 2.4), 4.89, 8.37
@@ -84,7 +87,7 @@ class Scorer:
         self._note_red_light(world)
         self._along = float(world.ego[ALONG])
         self._on_road &= on_asphalt(world)
-        self._safe += not _close(world)
+        self._safe += not touches_soon(world.ego, world.agents)
         self._comfortable += self._is_comfortable(world.ego)
         if self.collided_with is None:
             self.collided_with = collision_at_fault(world)
@@ -138,59 +141,69 @@ KIND_NAMES = {
 
 def collision_at_fault(world: World) -> int | None:
     """Return the kind of an agent that the moving ego touches with its front or side."""
-    ego = world.ego
-    if ego[SPEED] < STANDING:
-        return None
-    for agent in world.agents:
-        if not simulation.overlap(ego[X], ego[Y], ego[HEADING], EGO_LENGTH, EGO_WIDTH, agent):
-            continue
-        ahead = np.cos(ego[HEADING]) * (agent[A_X] - ego[X]) + np.sin(ego[HEADING]) * (
-            agent[A_Y] - ego[Y]
-        )
-        if ahead > -EGO_LENGTH / 2:
-            return int(agent[state.KIND])
-    return None
+    index = hit_at_fault(world.ego, world.agents)
+    return None if index < 0 else int(world.agents[index, state.KIND])
 
 
 def on_asphalt(world: World) -> bool:
     """Whether all four corners of the ego are on the road."""
-    layout, ego = world.layout, world.ego
-    half = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (EGO_LENGTH / 2, EGO_WIDTH / 2)
-    for x, y in transform(ego[:3], half):
-        main = _road_coordinates(layout.main, x, y)
-        cross = _road_coordinates(layout.cross, x, y)
-        if not road.on_road(main[0], main[1], cross[1], layout.numbers, MARGIN):
-            return False
+    layout = world.layout
+    return corners_on_road(world.ego, layout.main, layout.cross, layout.numbers)
+
+
+@kernel
+def hit_at_fault(ego: Array, agents: Array) -> int:
+    """Return the index of such an agent, -1 if there is none."""
+    if ego[SPEED] < STANDING:
+        return -1
+    cos, sin = np.cos(ego[HEADING]), np.sin(ego[HEADING])
+    for i in range(len(agents)):
+        agent = agents[i]
+        if overlap(ego[X], ego[Y], ego[HEADING], EGO_LENGTH, EGO_WIDTH, agent):
+            ahead = cos * (agent[A_X] - ego[X]) + sin * (agent[A_Y] - ego[Y])
+            if ahead > -EGO_LENGTH / 2:
+                return i
+    return -1
+
+
+@kernel
+def corners_on_road(ego: Array, main: Array, cross: Array, numbers: Array) -> bool:
+    """Whether all four corners of the ego are on asphalt, or within `MARGIN` m of it."""
+    cos, sin = np.cos(ego[HEADING]), np.sin(ego[HEADING])
+    for along in (EGO_LENGTH / 2, -EGO_LENGTH / 2):
+        for left in (EGO_WIDTH / 2, -EGO_WIDTH / 2):
+            x, y = ego[X] + cos * along - sin * left, ego[Y] + sin * along + cos * left
+            place, across = road.project(main, x, y, traffic.find(main, x, y))
+            _, cross_left = road.project(cross, x, y, traffic.find(cross, x, y))
+            if not road.on_road(place, across, cross_left, numbers, MARGIN):
+                return False
     return True
 
 
-def _road_coordinates(path: Array, x: float, y: float) -> tuple[float, float]:
-    return road.project(path, x, y, traffic.find(path, x, y))
-
-
-def _close(world: World) -> bool:
+@kernel
+def touches_soon(ego: Array, agents: Array) -> bool:
     """Whether the moving ego would touch somebody within a second if all kept their velocity."""
-    ego = world.ego
     if ego[SPEED] < STANDING:
         return False
-    near = np.hypot(world.agents[:, A_X] - ego[X], world.agents[:, A_Y] - ego[Y]) < 40.0
-    agents = world.agents[near]
-    course = _course(agents)
-    for time in LOOK_AHEAD:
-        later = agents.copy()
-        later[:, A_X] += time * agents[:, A_SPEED] * np.cos(course)
-        later[:, A_Y] += time * agents[:, A_SPEED] * np.sin(course)
-        x = ego[X] + time * ego[SPEED] * np.cos(ego[HEADING])
-        y = ego[Y] + time * ego[SPEED] * np.sin(ego[HEADING])
-        for agent in later:
-            if simulation.overlap(x, y, ego[HEADING], EGO_LENGTH, EGO_WIDTH, agent):
+    for i in range(len(agents)):
+        if np.hypot(agents[i, A_X] - ego[X], agents[i, A_Y] - ego[Y]) >= NEAR:
+            continue
+        later = agents[i].copy()
+        course = _course(later)
+        vx, vy = later[A_SPEED] * np.cos(course), later[A_SPEED] * np.sin(course)
+        for time in LOOK_AHEAD:
+            later[A_X], later[A_Y] = agents[i, A_X] + time * vx, agents[i, A_Y] + time * vy
+            x = ego[X] + time * ego[SPEED] * np.cos(ego[HEADING])
+            y = ego[Y] + time * ego[SPEED] * np.sin(ego[HEADING])
+            if overlap(x, y, ego[HEADING], EGO_LENGTH, EGO_WIDTH, later):
                 return True
     return False
 
 
-def _course(agents: Array) -> Array:
-    """Return the directions of movement [a]; who crosses a road moves square to its path."""
-    crossing = agents[:, state.RULE] == state.CROSSER
-    side = np.where(agents[:, state.P2] > agents[:, state.A_LEFT], 1.0, -1.0)
-    turned: Array = agents[:, A_HEADING] + crossing * side * np.pi / 2
-    return turned
+@kernel
+def _course(agent: Array) -> float:
+    """Return the direction of movement; who crosses a road moves square to its path."""
+    heading = float(agent[A_HEADING])
+    if agent[state.RULE] != state.CROSSER:
+        return heading
+    return heading + (np.pi / 2 if agent[state.P2] > agent[state.A_LEFT] else -np.pi / 2)

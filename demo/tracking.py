@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from autovla_rt.demo.jit import kernel
 from autovla_rt.demo.road import Array
 from autovla_rt.demo.state import AXLE, HEADING, SPEED, X, Y
 from autovla_rt.kernels.contour import compose
@@ -25,59 +26,66 @@ class PlannedPath:
     """
 
     def __init__(self, origin: Array, trajectory: Array, start: float) -> None:
-        poses = np.concatenate([[origin], compose(origin, trajectory)])
         self.start = start
-        self._poses = poses
-        self._times = start + DT * np.arange(len(poses))
-        steps = np.hypot(*np.diff(poses[:, :2], axis=0).T)
+        self._poses = np.concatenate([[origin], compose(origin, trajectory)])
+        steps = np.hypot(*np.diff(self._poses[:, :2], axis=0).T)
         self._along = np.concatenate([[0.0], np.cumsum(steps)])
 
     def control(self, ego: Array, time: float) -> tuple[float, float]:
         """Return (acceleration in m/s², curvature in 1/m) for an ego state at a time."""
-        return self._acceleration(ego, time), self._curvature(ego)
+        return control(self._poses, self._along, time - self.start, ego)
 
-    def _acceleration(self, ego: Array, time: float) -> float:
-        """Approach the planned speed a little ahead, and catch up with the planned place."""
-        ahead = self._place(time + SPEED_AHEAD + 0.25) - self._place(time + SPEED_AHEAD - 0.25)
-        wanted = ahead / 0.5
-        behind = self._place(time) - self._progress(ego)
-        wanted = max(0.0, wanted + POSITION_GAIN * float(np.clip(behind, -3, 3)))
-        return float((wanted - ego[SPEED]) / SPEED_AHEAD)
 
-    def _curvature(self, ego: Array) -> float:
-        reach = float(np.clip(REACH_TIME * ego[SPEED], SHORTEST_REACH, LONGEST_REACH))
-        x, y = self._point(self._progress(ego) + reach)
-        dx, dy = x - ego[X], y - ego[Y]
-        left = -np.sin(ego[HEADING]) * dx + np.cos(ego[HEADING]) * dy
-        distance = max(float(dx * dx + dy * dy), 1.0)
-        return float(2.0 * left / distance * (1.0 - AXLE / (reach + AXLE)))
+@kernel
+def control(poses: Array, along: Array, elapsed: float, ego: Array) -> tuple[float, float]:
+    """Follow poses [n, 3] that lie `along` [n] metres behind the first, `elapsed` s after it."""
+    progress = _progress(poses, along, ego)
+    ahead = _place(along, elapsed + SPEED_AHEAD + 0.25) - _place(
+        along, elapsed + SPEED_AHEAD - 0.25
+    )
+    behind = min(max(_place(along, elapsed) - progress, -3.0), 3.0)
+    wanted = max(0.0, ahead / 0.5 + POSITION_GAIN * behind)
+    acceleration = (wanted - ego[SPEED]) / SPEED_AHEAD
+    reach = min(max(REACH_TIME * ego[SPEED], SHORTEST_REACH), LONGEST_REACH)
+    x, y = _point(poses, along, progress + reach)
+    dx, dy = x - ego[X], y - ego[Y]
+    left = -np.sin(ego[HEADING]) * dx + np.cos(ego[HEADING]) * dy
+    distance = max(dx * dx + dy * dy, 1.0)
+    return acceleration, 2.0 * left / distance * (1.0 - AXLE / (reach + AXLE))
 
-    def _place(self, time: float) -> float:
-        """Return the planned distance from the origin at a time.
 
-        Beyond its end the plan goes on at its last speed.
-        """
-        if time <= self._times[-1]:
-            return float(np.interp(time, self._times, self._along))
-        last_speed = (self._along[-1] - self._along[-2]) / DT
-        return float(self._along[-1] + last_speed * (time - self._times[-1]))
+@kernel
+def _place(along: Array, elapsed: float) -> float:
+    """Return the planned distance from the origin; beyond its end the last speed goes on."""
+    last = len(along) - 1
+    step = min(max(int(elapsed / DT), 0), last - 1)
+    return float(along[step] + (along[step + 1] - along[step]) * (elapsed / DT - step))
 
-    def _progress(self, ego: Array) -> float:
-        """Return how far along the path the ego is: the foot of its nearest segment."""
-        start, step = self._poses[:-1, :2], np.diff(self._poses[:, :2], axis=0)
-        lengths = np.maximum(np.hypot(*step.T), 1e-6)
-        offset = np.array([ego[X], ego[Y]]) - start
-        feet = np.clip((offset * step).sum(axis=1) / lengths, 0, lengths)
-        distance = np.hypot(*(offset - step * (feet / lengths)[:, None]).T)
-        nearest = int(np.argmin(distance))
-        return float(self._along[nearest] + feet[nearest])
 
-    def _point(self, along: float) -> Array:
-        """Return the path's point at a distance from its origin, straight on beyond its end."""
-        if along <= self._along[-1]:
-            x, y = (np.interp(along, self._along, self._poses[:, i]) for i in (0, 1))
-            return np.array([x, y])
-        pose = self._poses[-1]
-        rest = along - self._along[-1]
-        end: Array = pose[:2] + rest * np.array([np.cos(pose[2]), np.sin(pose[2])])
-        return end
+@kernel
+def _progress(poses: Array, along: Array, ego: Array) -> float:
+    """Return how far along the path the ego is: the foot of its nearest segment."""
+    nearest, progress = np.inf, 0.0
+    for i in range(len(poses) - 1):
+        length = max(along[i + 1] - along[i], 1e-6)
+        ux, uy = (poses[i + 1, 0] - poses[i, 0]) / length, (poses[i + 1, 1] - poses[i, 1]) / length
+        dx, dy = ego[X] - poses[i, 0], ego[Y] - poses[i, 1]
+        foot = min(max(dx * ux + dy * uy, 0.0), length)
+        distance = np.hypot(dx - foot * ux, dy - foot * uy)
+        if distance < nearest:
+            nearest, progress = distance, along[i] + foot
+    return progress
+
+
+@kernel
+def _point(poses: Array, along: Array, place: float) -> tuple[float, float]:
+    """Return the path's point at a distance from its origin, straight on beyond its end."""
+    last = len(along) - 1
+    if place >= along[last]:
+        rest, heading = place - along[last], poses[last, 2]
+        return poses[last, 0] + rest * np.cos(heading), poses[last, 1] + rest * np.sin(heading)
+    i = min(max(int(np.searchsorted(along, place, side="right")) - 1, 0), last - 1)
+    share = (place - along[i]) / max(along[i + 1] - along[i], 1e-9)
+    x = poses[i, 0] + share * (poses[i + 1, 0] - poses[i, 0])
+    y = poses[i, 1] + share * (poses[i + 1, 1] - poses[i, 1])
+    return x, y

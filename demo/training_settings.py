@@ -51,7 +51,7 @@ class Settings:
     ema_decay: float = 0.999
     auxiliary_weight: float = 0.2
     seed: int = 0
-    save_every: int = 200
+    save_every: int = 50
     log_every: int = 20
     threads: int = 2
     prefetch: int = 2

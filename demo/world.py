@@ -79,8 +79,11 @@ class World:
         )
         return losses
 
-    def step(self, acceleration: float, curvature: float) -> None:
-        """Move everything by 0.1 s, the ego by a controller's command (m/s², 1/m)."""
+    def step(self, acceleration: float, curvature: float, *, frozen: bool = False) -> None:
+        """Move everything by 0.1 s, the ego by a controller's command (m/s², 1/m).
+
+        `frozen` is as for `advance`.
+        """
         layout = self.layout
         simulation.move_ego(self.ego, layout.route, acceleration, curvature)
         simulation.move_agents(
@@ -91,7 +94,7 @@ class World:
             layout.main,
             layout.cross,
             self.time,
-            False,
+            frozen,
         )
         self.time += state.DT
 
