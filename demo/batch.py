@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,22 @@ GRID = (2, 8, 14)
 
 PROMPT, FIRST_ANSWER, SECOND_ANSWER, PADDING = 0, 1, 2, -1
 """Values of `Batch.segments`."""
+
+
+class Tokens(Protocol):
+    """What the language model reads of a batch."""
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """[B, T], right-padded."""
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """[3, B, T], M-RoPE (temporal, row, column)."""
+
+    @property
+    def segments(self) -> NDArray[np.int8]:
+        """[B, T], `PROMPT`, `PADDING`, or another number for each answer."""
 
 
 @dataclass(frozen=True)

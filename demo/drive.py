@@ -102,7 +102,7 @@ class Drive:
         for step in range(round(self._settings.seconds / DT)):
             now = self._world.time
             if pending is None and step % steps_per_plan == 0:
-                decision = self._driver.decide(list(self._moments)[::STEPS_PER_POSE])
+                decision = self._driver.decide(self.moments)
                 latency = self._latency(decision)
                 planned = PlannedPath(self._world.ego[:3].copy(), decision.trajectory, now)
                 pending = now + latency / 1e3, planned
@@ -112,6 +112,11 @@ class Drive:
             self._step(path)
             if self._scorer.collided_with is not None:
                 return
+
+    @property
+    def moments(self) -> tuple[World, ...]:
+        """The world at the last four frames, 0.5 s apart, the last one now."""
+        return tuple(self._moments)[::STEPS_PER_POSE]
 
     def score(self) -> Score:
         """Return the score so far; the expert drives the same world for the same time."""

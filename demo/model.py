@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autovla_rt.config import CAMERAS, Geometry, Preprocessing, VisionGeometry
-from autovla_rt.demo.batch import GRID, PROMPT, Batch
+from autovla_rt.demo.batch import GRID, PROMPT, Batch, Tokens
 from autovla_rt.demo.layers import VISION_EPSILON, LanguageLayer, Linear, RmsNorm, VisionBlock
 from autovla_rt.export.passes.static_windows import static_windows
 
@@ -191,7 +191,7 @@ class Miniature(nn.Module):
             len(patches), -1, self.geometry.language.hidden_size
         )
 
-    def decode(self, features: Tensor, batch: Batch, first: int = 0) -> Tensor:
+    def decode(self, features: Tensor, batch: Tokens, first: int = 0) -> Tensor:
         """Return hidden states [B, T - first, hidden] of the tokens from `first` on.
 
         `features` [B, visual tokens, hidden] take the places of the video placeholders, which are
@@ -219,7 +219,7 @@ class Miniature(nn.Module):
         return nn.functional.linear(hidden, self.model.embed_tokens.weight.to(hidden.dtype))
 
 
-def mask_of(batch: Batch) -> NDArray[np.float32]:
+def mask_of(batch: Tokens) -> NDArray[np.float32]:
     """Return what is added to attention scores: [B, 1, 1, T, T], 0 or `MASKED`.
 
     A token sees what stands before it in the prompt or in its own answer. Padding sees the prompt,

@@ -125,8 +125,14 @@ def load_folder(model: Miniature, base: Path) -> None:
     model.load_state_dict(from_hub(model, tensors), strict=False)
 
 
-def save_weights(model: Miniature, path: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """Write float16 safetensors in the hub's layout at once, without the auxiliary head.
+def save_weights(
+    model: Miniature,
+    path: Path,
+    weights: dict[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write safetensors in the hub's layout at once, without the auxiliary head.
 
     `weights` are values for the model's parameters by name, e.g. their moving average; without
     them the model's own are written.
@@ -136,7 +142,7 @@ def save_weights(model: Miniature, path: Path, weights: dict[str, Tensor] | None
     """
     weights = weights or dict(model.named_parameters())
     exported = {name: weight for name, weight in weights.items() if _is_exported(name)}
-    tensors = {name: tensor.half() for name, tensor in to_hub(model, exported).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in to_hub(model, exported).items()}
     write_file(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 

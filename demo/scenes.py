@@ -104,7 +104,7 @@ def collision(world: World) -> int | None:
 def _drive(world: World, rng: np.random.Generator) -> tuple[World, ...]:
     history = (FRAMES_PER_CAMERA - 1) * STEPS_PER_POSE
     warm_up = int(rng.integers(LONGEST_WARM_UP))
-    noise = _unsteady_hand(rng, warm_up + history)
+    noise = unsteady_hand(rng, warm_up + history)
     world.advance(warm_up, noise=noise[:warm_up])
     moments = [world.copy()]
     for index in range(FRAMES_PER_CAMERA - 1):
@@ -114,7 +114,7 @@ def _drive(world: World, rng: np.random.Generator) -> tuple[World, ...]:
     return tuple(moments)
 
 
-def _unsteady_hand(rng: np.random.Generator, steps: int) -> Array:
+def unsteady_hand(rng: np.random.Generator, steps: int) -> Array:
     """Return slowly varying disturbances [steps, 2] of acceleration and curvature.
 
     They lead to states that the expert alone would not reach, and so teach how to come back from

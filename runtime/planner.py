@@ -176,7 +176,41 @@ class Planner:
         require_possible(self._grammar, mode, thinking_token_budget)
         trace = Trace()
         prompted = self._prompted(request, trace)
-        return self._answer(prompted, mode, sampling, thinking_token_budget, trace)
+        return self._plan(prompted, mode, sampling, thinking_token_budget, trace)
+
+    def encode(self, request: Request) -> Prompted:
+        """Encode a request for `answer`, which may be called several times.
+
+        Raises:
+            InputError: a frame or value is unusable or does not fit the engine.
+        """
+        return self._prompted(request, Trace())
+
+    def answer(
+        self,
+        prompted: Prompted,
+        *,
+        sampler: Sampler,
+        mode: Mode = "auto",
+        thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
+    ) -> Decoded:
+        """Decode an answer to the request that was encoded last; its prompt is passed once.
+
+        Args:
+            prompted: What `encode` returned last, on this planner.
+            sampler: Chooses among the legal candidates.
+            mode: As for `plan`.
+            thinking_token_budget: As for `plan`.
+
+        Raises:
+            InputError: The mode or the budget cannot be served.
+            CapacityError: prompt and answer do not fit the KV cache.
+        """
+        return self._decode(prompted, mode, sampler, thinking_token_budget, Trace())
+
+    def trajectory(self, decoded: Decoded) -> NDArray[np.float64]:
+        """Return an answer's poses [num_poses, 3], as `Plan.trajectory`."""
+        return self._codebook.decode(np.array(decoded.action_indices, np.int64))
 
     def alternatives(
         self,
@@ -212,7 +246,7 @@ class Planner:
         other_mode = None
         if other is not None:
             try:
-                other_mode = self._answer(prompted, other, sampling, thinking_token_budget, Trace())
+                other_mode = self._plan(prompted, other, sampling, thinking_token_budget, Trace())
             except CapacityError as error:
                 log.warning("no alternative in the %s mode: %s", other, error)
         seeds = range(sampling.seed, sampling.seed + count)
@@ -220,12 +254,12 @@ class Planner:
         return Alternatives(
             other_mode,
             tuple(
-                self._answer(prompted, mode, sampling, thinking_token_budget, Trace())
+                self._plan(prompted, mode, sampling, thinking_token_budget, Trace())
                 for sampling in samplings
             ),
         )
 
-    def _answer(
+    def _plan(
         self,
         prompted: Prompted,
         mode: Mode,
@@ -233,22 +267,32 @@ class Planner:
         thinking_token_budget: int,
         trace: Trace,
     ) -> Plan:
-        """Decode a plan behind the prompt, of which the engine may hold keys and values."""
+        decoded = self._decode(prompted, mode, Sampler(sampling), thinking_token_budget, trace)
+        with trace.span("trajectory"):
+            trajectory = self.trajectory(decoded)
+        return self._assemble(decoded, trajectory, trace)
+
+    def _decode(
+        self,
+        prompted: Prompted,
+        mode: Mode,
+        sampler: Sampler,
+        thinking_token_budget: int,
+        trace: Trace,
+    ) -> Decoded:
+        """Decode behind the prompt, of which the engine may hold keys and values."""
         kept = min(self._language.length, len(prompted.ids) - REPEATED_POSITIONS)
         self._language.truncate(kept)
-        decoded = decode(
+        return decode(
             self._language,
             self._grammar,
             prompted.ids,
             prompted.embeddings[kept:],
-            sampler=Sampler(sampling),
+            sampler=sampler,
             mode=mode,
             thinking_token_budget=thinking_token_budget,
             trace=trace,
         )
-        with trace.span("trajectory"):
-            trajectory = self._codebook.decode(np.array(decoded.action_indices, np.int64))
-        return self._assemble(decoded, trajectory, trace)
 
     def generate(
         self, request: Request, *, max_new_tokens: int, sampling: Sampling = GREEDY

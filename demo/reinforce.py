@@ -1,0 +1,195 @@
+"""Reinforce the miniature: `python -m autovla_rt.demo.reinforce OUT --from CHECKPOINT`.
+
+Again to go on where it was stopped.
+
+    OUT/config.yaml, codebook.safetensors, base/   the checkpoint in the official layout
+    OUT/training.json                              what it was made from, seeds, commits, hours
+    OUT/reinforcement/                             state, log, curves and runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autovla_rt.demo import vision_targets
+from autovla_rt.demo.curves import draw_curves
+from autovla_rt.demo.grpo import FIRST_SEED, Reinforcer, reinforce
+from autovla_rt.demo.grpo_settings import GrpoSettings
+from autovla_rt.demo.model import Miniature
+from autovla_rt.demo.model_weights import load_folder
+from autovla_rt.demo.rewards import RewardSettings
+from autovla_rt.demo.rollout_engine import RolloutEngine
+from autovla_rt.demo.samples import SampleMaker
+from autovla_rt.demo.sft import WEIGHTS_FILE
+from autovla_rt.demo.tokenizer import NUM_ACTIONS, RECIPE
+from autovla_rt.demo.train import RUNS_FILE, note_run
+from autovla_rt.demo.training_state import LOG_FILE
+from autovla_rt.errors import AutovlaError, CheckpointError
+from autovla_rt.export.model_config import read_geometry
+from autovla_rt.export.recipe import read_recipe
+from autovla_rt.export.tokenizer import load_tokenizer
+from autovla_rt.output_file import write_file
+from autovla_rt.runtime.actions import Codebook
+
+STEPS = 300
+RECORD_FILE = "training.json"
+CURVES_FILE = "curves.png"
+
+
+def run(out: Path, checkpoint: Path, settings: GrpoSettings) -> bool:
+    """Reinforce a checkpoint until the steps are done or a signal comes; True if they are done.
+
+    Raises:
+        CheckpointError: the checkpoint, or the state of its training, is damaged or of other
+            settings; the message names the file.
+        CodebookError: its codebook is.
+        StorageError: the file system refused.
+    """
+    base = checkpoint / "base"
+    if not (base / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            f"{checkpoint}: expected a trained checkpoint with base/{WEIGHTS_FILE}, found none.\n"
+            "Train one: python -m autovla_rt.demo.train OUT"
+        )
+    prepare(out, checkpoint)
+    folder = out / "reinforcement"
+    note_run(folder)
+    with tempfile.TemporaryDirectory(prefix="autovla-rt-") as scratch:
+        engine = RolloutEngine(checkpoint, Path(scratch) / "engine")
+        model, maker = open_checkpoint(checkpoint)
+        digest = hashlib.sha256((base / WEIGHTS_FILE).read_bytes()).hexdigest()
+        trainer = Reinforcer(settings, model, digest, engine, maker.positions, folder)
+        done = reinforce(trainer)
+    write_file(out / "base" / WEIGHTS_FILE, (folder / WEIGHTS_FILE).read_bytes())
+    record = {**supervised_record(checkpoint), "reinforcement": describe(settings, folder, digest)}
+    write_file(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
+    draw_curves(folder / LOG_FILE, folder / CURVES_FILE)
+    return done == settings.steps
+
+
+def prepare(out: Path, checkpoint: Path) -> None:
+    """Copy all of a checkpoint but its weights and the files of its training.
+
+    Raises:
+        StorageError: `out` is the checkpoint itself.
+    """
+    if out.resolve() == checkpoint.resolve():
+        raise CheckpointError(
+            f"{out}: expected another folder than the checkpoint's, which would be lost.\n"
+            "Give a new folder."
+        )
+    ignored = shutil.ignore_patterns(WEIGHTS_FILE, "training*", "reinforcement")
+    shutil.copytree(checkpoint, out, ignore=ignored, dirs_exist_ok=True)
+
+
+def open_checkpoint(checkpoint: Path) -> tuple[Miniature, SampleMaker]:
+    """Load a checkpoint's model in float32, and what makes its prompts.
+
+    Raises:
+        CheckpointError, CodebookError: a file is missing, damaged or does not fit the others.
+    """
+    base = checkpoint / "base"
+    geometry = read_geometry(base)
+    corners = Codebook.load(checkpoint / "codebook.safetensors", NUM_ACTIONS).corners
+    tokenizer = load_tokenizer(
+        base,
+        action_start_id=geometry.language.vocab_size - len(corners),
+        num_actions=len(corners),
+        add_action_tokens=False,
+    )
+    model = Miniature(
+        geometry,
+        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
+        auxiliary_width=vision_targets.WIDTH,
+        dtype=torch.float32,
+    )
+    load_folder(model, base)
+    return model, SampleMaker(tokenizer, corners, read_recipe(RECIPE), geometry)
+
+
+def supervised_record(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint says about its own training; nothing where it says nothing."""
+    path = checkpoint / RECORD_FILE
+    if not path.exists():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: not JSON ({error}).\nRestore it, or delete it to go without."
+        ) from error
+    return record
+
+
+def describe(settings: GrpoSettings, folder: Path, digest: str) -> dict[str, object]:
+    """Return what the checkpoint says about its reinforcement."""
+    log_file = folder / LOG_FILE
+    log = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
+    runs = (folder / RUNS_FILE).read_text(encoding="utf-8").splitlines()
+    return {
+        "from_sha256": digest,
+        "settings": asdict(settings),
+        "first_scene_seed": FIRST_SEED,
+        "runs": [json.loads(line) for line in runs],
+        "libraries": {
+            name: version(name) for name in ("torch", "numpy", "numba", "onnxruntime", "tokenizers")
+        },
+        "cores": os.cpu_count(),
+        "last": json.loads(log[-1]) if log else None,
+    }
+
+
+def main() -> None:
+    """Read the arguments, train, say where it ended."""
+    defaults, reward = GrpoSettings(STEPS), RewardSettings()
+    parser = argparse.ArgumentParser(description="Reinforce the miniature AutoVLA with GRPO.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--from", dest="checkpoint", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--scenes", type=int, default=defaults.scenes_per_step, help="of a step")
+    parser.add_argument("--group-size", type=int, default=defaults.group_size)
+    parser.add_argument("--driven-share", type=float, default=defaults.driven_share)
+    parser.add_argument("--kl", type=float, default=defaults.kl)
+    parser.add_argument("--lr", type=float, default=defaults.lr)
+    parser.add_argument("--penalty-weight", type=float, default=reward.weight)
+    parser.add_argument("--penalty-centre", type=float, default=reward.centre, help="tokens")
+    parser.add_argument("--penalty-width", type=float, default=reward.width, help="tokens")
+    arguments = parser.parse_args()
+    settings = GrpoSettings(
+        arguments.steps,
+        seed=arguments.seed,
+        scenes_per_step=arguments.scenes,
+        group_size=arguments.group_size,
+        driven_share=arguments.driven_share,
+        kl=arguments.kl,
+        lr=arguments.lr,
+        reward=RewardSettings(
+            arguments.penalty_weight, arguments.penalty_centre, arguments.penalty_width
+        ),
+    )
+    try:
+        done = run(arguments.out, arguments.checkpoint, settings)
+    except AutovlaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    if done:
+        print(f"{arguments.out}: reinforced, {settings.steps} steps")
+    else:
+        print(f"{arguments.out}: stopped; run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What reinforcement rewards: driving, less a penalty on long reasoning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autovla_rt.demo.score import Score
+
+CONSTANT = 1e-6
+"""Rewards whose deviation within a group is below this are one value."""
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What an answer is worth.
+
+    reward = score * (red light not crossed) - weight * sigmoid((tokens - centre) / width)
+
+    The score is the world's PDM-like one (score.py), the red light a factor as in NAVSIM v2's
+    extended score, the penalty AutoVLA's (arXiv 2506.13757, section on reinforcement fine-tuning).
+
+    Attributes:
+        weight: Of the penalty.
+        centre: Reasoning tokens at which half of it is due.
+        width: Tokens over which it rises from 27 % to 73 %, halved.
+    """
+
+    weight: float = 0.1
+    centre: float = 20.0
+    width: float = 6.0
+
+    def reward(self, score: Score, thinking_tokens: int) -> float:
+        """Return the reward of an answer."""
+        legal = 0.0 if score.red_light else score.score
+        return legal - self.penalty(thinking_tokens)
+
+    def penalty(self, thinking_tokens: int) -> float:
+        """Return what reasoning of so many tokens costs."""
+        return self.weight / (1 + math.exp((self.centre - thinking_tokens) / self.width))
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What the answers to one scene are worth beside each other.
+
+    Attributes:
+        values: float64 [G]; 0 for an answer that teaches nothing.
+        invalid: Answers whose reward was not a number; they are left out.
+        constant: Whether the other rewards were all the same, so that nothing is to be learnt.
+    """
+
+    values: NDArray[np.float64]
+    invalid: int
+    constant: bool
+
+
+def advantages(rewards: Sequence[float], least_deviation: float) -> Advantages:
+    """Normalise the rewards of a group: (reward - mean) / max(deviation, least_deviation).
+
+    GRPO (Shao et al. 2024, DeepSeekMath, section 4.1) divides by the deviation alone, which makes
+    the same of a collision and of a centimetre: `least_deviation` keeps small differences small.
+    """
+    values = np.asarray(rewards, np.float64)
+    usable = np.isfinite(values)
+    invalid = int(values.size - usable.sum())
+    result = np.zeros(values.size)
+    kept = values[usable]
+    deviation = float(kept.std()) if kept.size > 1 else 0.0
+    if deviation < CONSTANT:
+        return Advantages(result, invalid, constant=True)
+    result[usable] = (kept - kept.mean()) / max(deviation, least_deviation)
+    return Advantages(result, invalid, constant=False)

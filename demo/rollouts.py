@@ -1,0 +1,151 @@
+"""Groups of sampled answers to a scene, made by the compiled engine that a car would run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autovla_rt.demo.drivers import FRAME_HEIGHT, FRAME_WIDTH, request_of
+from autovla_rt.demo.plan_score import PlanJudge
+from autovla_rt.demo.render import render_moments
+from autovla_rt.demo.scenes import Scene
+from autovla_rt.demo.score import Score
+from autovla_rt.runtime.backends import Float
+from autovla_rt.runtime.decode import Decoded
+from autovla_rt.runtime.planner import Planner
+from autovla_rt.runtime.sampling import Sampler, Sampling, probabilities
+
+STAGES = ("decision", "reasoning", "action")
+"""What is chosen in an answer; everything else is forced."""
+THINKING_TOKEN_BUDGET = 96
+"""Twice the longest narration; a sampled reasoning may not find its end."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One token that was chosen, not forced.
+
+    Attributes:
+        position: Its index in prompt and answer.
+        token_id: What was chosen.
+        stage: Index into `STAGES`: what it was chosen among.
+        log_probability: Of the choice, as the engine saw it.
+    """
+
+    position: int
+    token_id: int
+    stage: int
+    log_probability: float
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer: what was said, what was chosen in it, and how it drives."""
+
+    decoded: Decoded
+    choices: tuple[Choice, ...]
+    score: Score
+
+
+@dataclass(frozen=True)
+class Group:
+    """The sampled answers to one scene.
+
+    Attributes:
+        seed: The scene's.
+        complex: Whether something on the way changes what the ego must do.
+        prompt_ids: int64 [p].
+        features: float32 [visual tokens, hidden], in the order of their placeholders.
+        rollouts: The answers.
+    """
+
+    seed: int
+    complex: bool
+    prompt_ids: NDArray[np.int64]
+    features: Float
+    rollouts: tuple[Rollout, ...]
+
+
+class RecordingSampler(Sampler):
+    """A sampler that remembers its choices, and which candidates each stage has."""
+
+    def __init__(self, sampling: Sampling, candidates: dict[str, NDArray[np.int64]]) -> None:
+        super().__init__(sampling)
+        self._candidates = candidates
+        self._choices: list[Choice] = []
+
+    def choose(
+        self,
+        logits: NDArray[np.float32],
+        candidate_ids: NDArray[np.int64],
+        history: Sequence[int],
+        *,
+        stage: str,
+    ) -> int:
+        """Choose as `Sampler` does, and note the choice."""
+        index = super().choose(logits, candidate_ids, history, stage=stage)
+        chances = probabilities(logits, candidate_ids, history, self.sampling)
+        self._candidates.setdefault(stage, candidate_ids)
+        self._choices.append(
+            Choice(
+                len(history),
+                int(candidate_ids[index]),
+                STAGES.index(stage),
+                float(np.log(chances[index])),
+            )
+        )
+        return index
+
+    def choices(self, prompt_length: int, output_ids: Sequence[int]) -> tuple[Choice, ...]:
+        """Return the choices that an answer holds; a cut of the reasoning takes some back."""
+        return tuple(
+            choice
+            for choice in self._choices
+            if output_ids[choice.position - prompt_length] == choice.token_id
+        )
+
+
+class GroupSampler:
+    """Samples groups of answers with one engine.
+
+    The frames are encoded and the prompt is passed once for a group.
+
+    Args:
+        planner: The engine.
+        video_token_id: Placeholder of visual tokens.
+        temperature: Of the sampling.
+        candidates: Gets the token ids that each stage chooses among.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        video_token_id: int,
+        temperature: float,
+        candidates: dict[str, NDArray[np.int64]],
+    ) -> None:
+        self.planner = planner
+        self._video_token_id = video_token_id
+        self._temperature = temperature
+        self._candidates = candidates
+
+    def sample(self, scene: Scene, size: int) -> Group:
+        """Sample `size` answers; equal scenes and engines give equal answers."""
+        drawn = render_moments(scene.moments, FRAME_WIDTH, FRAME_HEIGHT)
+        prompted = self.planner.encode(request_of(scene.now, drawn))
+        judge = PlanJudge(scene.now)
+        rollouts = []
+        for index in range(size):
+            sampling = Sampling(temperature=self._temperature, seed=scene.seed * size + index)
+            sampler = RecordingSampler(sampling, self._candidates)
+            decoded = self.planner.answer(
+                prompted, sampler=sampler, thinking_token_budget=THINKING_TOKEN_BUDGET
+            )
+            choices = sampler.choices(len(prompted.ids), decoded.output_ids)
+            score = judge.score(self.planner.trajectory(decoded))
+            rollouts.append(Rollout(decoded, choices, score))
+        features = prompted.embeddings[prompted.ids == self._video_token_id]
+        return Group(scene.seed, scene.complex, prompted.ids, features, tuple(rollouts))
