@@ -10,17 +10,13 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autovla_rt.demo.driven_scenes import driven_scene
-from autovla_rt.demo.drivers import ModelDriver
 from autovla_rt.demo.group_batch import GroupBatch, pack_groups
 from autovla_rt.demo.grpo_settings import GrpoSettings
 from autovla_rt.demo.model import MASKED, Miniature
@@ -28,8 +24,8 @@ from autovla_rt.demo.model_weights import save_weights
 from autovla_rt.demo.policy_loss import policy_loss, policy_terms
 from autovla_rt.demo.rewards import advantages
 from autovla_rt.demo.rollout_engine import RolloutEngine
-from autovla_rt.demo.rollouts import STAGES, Group, GroupSampler
-from autovla_rt.demo.scenes import record_scene
+from autovla_rt.demo.rollout_pool import RolloutPool, SceneOrder
+from autovla_rt.demo.rollouts import STAGES, Group
 from autovla_rt.demo.sft import WEIGHTS_FILE, stop_requests
 from autovla_rt.demo.training_state import (
     LOG_FILE,
@@ -38,6 +34,8 @@ from autovla_rt.demo.training_state import (
     read_state,
     write_state,
 )
+from autovla_rt.runtime.grammar import Grammar
+from autovla_rt.runtime.reasoning import Free
 
 FIRST_SEED = 1_000_000_000
 """Scenes of reinforcement; supervised training's seeds lie below, the benchmarks' above."""
@@ -68,7 +66,9 @@ class Reinforcer:
         model: The checkpoint's, in float32; trained in place.
         checkpoint: The sha256 of the checkpoint, for the state.
         engine: Builds the engine that samples.
+        pool: Samples with it.
         positions_of: M-RoPE positions [3, n] of a sequence.
+        masks: See `stage_masks`.
         out: Gets `state.pt`, `log.jsonl` and `model.safetensors` (float16, the hub's layout), each
             of them complete at any moment.
 
@@ -82,10 +82,13 @@ class Reinforcer:
         model: Miniature,
         checkpoint: str,
         engine: RolloutEngine,
+        pool: RolloutPool,
         positions_of: Callable[[int], NDArray[np.int64]],
+        masks: Tensor,
         out: Path,
     ) -> None:
         self.settings, self.out, self.step, self.seconds = settings, out, 0, 0.0
+        self._pool, self._masks = pool, masks
         self.model = model
         self.reference = copy.deepcopy(model).requires_grad_(False)
         self._engine, self._positions_of = engine, positions_of
@@ -96,7 +99,6 @@ class Reinforcer:
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.lr, betas=settings.betas, weight_decay=0.0, fused=True
         )
-        self._masks: dict[str, NDArray[np.int64]] = {}
         self.sums: dict[str, float] = {}
         self._since = time.perf_counter()
         self._resume()
@@ -134,30 +136,15 @@ class Reinforcer:
         drop_log_after(self.out / LOG_FILE, self.step)
 
     def _sample(self) -> list[Group]:
-        """Sample a group for each scene of this step; which thread does it changes nothing."""
+        """Sample a group for each scene of this step."""
         settings = self.settings
         first = FIRST_SEED + (settings.seed * settings.steps + self.step) * settings.scenes_per_step
         driven = round(settings.driven_share * settings.scenes_per_step)
-        idle: SimpleQueue[GroupSampler] = SimpleQueue()
-        for planner in self._engine.planners(self.model, settings.planners):
-            idle.put(
-                GroupSampler(planner, self.model.video_token_id, settings.temperature, self._masks)
-            )
-
-        def sample(index: int) -> Group:
-            sampler = idle.get()
-            try:
-                seed = first + index
-                if index < driven:
-                    scene = driven_scene(seed, ModelDriver(sampler.planner))
-                else:
-                    scene = record_scene(seed)
-                return sampler.sample(scene, settings.group_size)
-            finally:
-                idle.put(sampler)
-
-        with ThreadPoolExecutor(settings.planners) as pool:
-            return list(pool.map(sample, range(settings.scenes_per_step)))
+        orders = [
+            SceneOrder(first + index, driven=index < driven)
+            for index in range(settings.scenes_per_step)
+        ]
+        return self._pool.sample(self._engine.build(self.model), self.step, orders)
 
     def _update(self, groups: Sequence[Group]) -> dict[str, float]:
         """Take one optimisation step; returns what the log averages."""
@@ -196,7 +183,7 @@ class Reinforcer:
         with torch.no_grad():
             reference = self._logits(self.reference, batch, features)
         terms = policy_terms(
-            logits, reference, self._mask_table()[stages], torch.from_numpy(batch.targets)
+            logits, reference, self._masks[stages], torch.from_numpy(batch.targets)
         )
         chosen = values[torch.from_numpy(batch.answers)]
         loss = policy_loss(terms, chosen, self.settings.kl) / answers
@@ -223,14 +210,6 @@ class Reinforcer:
         rows = torch.from_numpy(row * (length - first) + token - first)
         return model.logits(hidden[rows]) / self.settings.temperature
 
-    def _mask_table(self) -> Tensor:
-        """Return what is added to the logits of each stage, [stages, vocabulary]."""
-        table = torch.full((len(STAGES), self.model.geometry.language.vocab_size), MASKED)
-        for index, stage in enumerate(STAGES):
-            if stage in self._masks:
-                table[index, torch.from_numpy(self._masks[stage])] = 0.0
-        return table
-
     def _log(self) -> None:
         """Append the means since the last line."""
         self._lap()
@@ -244,6 +223,24 @@ class Reinforcer:
         now = time.perf_counter()
         self.seconds += now - self._since
         self._since = now
+
+
+def stage_masks(grammar: Grammar, vocabulary: int) -> Tensor:
+    """Return what is added to the logits of each of `STAGES`: 0 for its candidates, else `MASKED`.
+
+    Float32 [stages, vocabulary]. `grammar` is that of a checkpoint with chain of thought.
+    """
+    assert grammar.choice is not None
+    (free,) = (segment for segment in grammar.branches["slow"] if isinstance(segment, Free))
+    candidates = {
+        "decision": np.array([grammar.choice.fast_id, grammar.choice.slow_id]),
+        "reasoning": free.legal_ids,
+        "action": grammar.action_ids,
+    }
+    table = torch.full((len(STAGES), vocabulary), MASKED)
+    for index, stage in enumerate(STAGES):
+        table[index, torch.from_numpy(candidates[stage])] = 0.0
+    return table
 
 
 def summary(groups: Sequence[Group], settings: GrpoSettings) -> dict[str, float]:

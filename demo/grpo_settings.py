@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from autovla_rt.demo.rewards import RewardSettings
 
-PACE = ("save_every", "log_every", "threads", "planners", "groups_per_batch")
+PACE = ("save_every", "log_every", "threads", "processes", "groups_per_batch")
 """Settings that may change between two runs of one training."""
 
 
@@ -28,7 +28,7 @@ class GrpoSettings:
         lr: Learning rate after `warmup_steps`.
         save_every: Steps between two states on the disk.
         threads: Of torch.
-        planners: Engines that sample side by side, one thread each.
+        processes: That sample side by side, one thread each.
         groups_per_batch: Groups in a micro-batch of the update.
     """
 
@@ -48,7 +48,7 @@ class GrpoSettings:
     save_every: int = 10
     log_every: int = 5
     threads: int = 2
-    planners: int = 2
+    processes: int = 2
     groups_per_batch: int = 4
 
     def fingerprint(self, checkpoint: str) -> str:

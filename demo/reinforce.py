@@ -22,15 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from autovla_rt.config import ActionSpace
 from autovla_rt.demo import vision_targets
 from autovla_rt.demo.curves import draw_curves
-from autovla_rt.demo.grpo import FIRST_SEED, Reinforcer, reinforce
+from autovla_rt.demo.grpo import FIRST_SEED, Reinforcer, reinforce, stage_masks
 from autovla_rt.demo.grpo_settings import GrpoSettings
 from autovla_rt.demo.model import Miniature
 from autovla_rt.demo.model_weights import load_folder
 from autovla_rt.demo.rewards import RewardSettings
 from autovla_rt.demo.rollout_engine import RolloutEngine
+from autovla_rt.demo.rollout_pool import RolloutPool
 from autovla_rt.demo.samples import SampleMaker
 from autovla_rt.demo.sft import WEIGHTS_FILE
 from autovla_rt.demo.tokenizer import NUM_ACTIONS, RECIPE
@@ -39,9 +42,11 @@ from autovla_rt.demo.training_state import LOG_FILE
 from autovla_rt.errors import AutovlaError, CheckpointError
 from autovla_rt.export.model_config import read_geometry
 from autovla_rt.export.recipe import read_recipe
-from autovla_rt.export.tokenizer import load_tokenizer
+from autovla_rt.export.tokenizer import end_token_ids, load_tokenizer
+from autovla_rt.export.training_config import read_training_config
 from autovla_rt.output_file import write_file
 from autovla_rt.runtime.actions import Codebook
+from autovla_rt.runtime.grammar import compile_answer
 
 STEPS = 300
 RECORD_FILE = "training.json"
@@ -66,11 +71,14 @@ def run(out: Path, checkpoint: Path, settings: GrpoSettings) -> bool:
     prepare(out, checkpoint)
     folder = out / "reinforcement"
     note_run(folder)
-    with tempfile.TemporaryDirectory(prefix="autovla-rt-") as scratch:
+    model, maker, masks = open_checkpoint(checkpoint)
+    digest = hashlib.sha256((base / WEIGHTS_FILE).read_bytes()).hexdigest()
+    with (
+        tempfile.TemporaryDirectory(prefix="autovla-rt-") as scratch,
+        RolloutPool(settings.processes, settings.group_size, settings.temperature) as pool,
+    ):
         engine = RolloutEngine(checkpoint, Path(scratch) / "engine")
-        model, maker = open_checkpoint(checkpoint)
-        digest = hashlib.sha256((base / WEIGHTS_FILE).read_bytes()).hexdigest()
-        trainer = Reinforcer(settings, model, digest, engine, maker.positions, folder)
+        trainer = Reinforcer(settings, model, digest, engine, pool, maker.positions, masks, folder)
         done = reinforce(trainer)
     write_file(out / "base" / WEIGHTS_FILE, (folder / WEIGHTS_FILE).read_bytes())
     record = {**supervised_record(checkpoint), "reinforcement": describe(settings, folder, digest)}
@@ -94,18 +102,19 @@ def prepare(out: Path, checkpoint: Path) -> None:
     shutil.copytree(checkpoint, out, ignore=ignored, dirs_exist_ok=True)
 
 
-def open_checkpoint(checkpoint: Path) -> tuple[Miniature, SampleMaker]:
-    """Load a checkpoint's model in float32, and what makes its prompts.
+def open_checkpoint(checkpoint: Path) -> tuple[Miniature, SampleMaker, Tensor]:
+    """Load a checkpoint's model in float32, what makes its prompts, and its `stage_masks`.
 
     Raises:
         CheckpointError, CodebookError: a file is missing, damaged or does not fit the others.
     """
     base = checkpoint / "base"
     geometry = read_geometry(base)
+    config = read_training_config(checkpoint / "config.yaml")
     corners = Codebook.load(checkpoint / "codebook.safetensors", NUM_ACTIONS).corners
     tokenizer = load_tokenizer(
         base,
-        action_start_id=geometry.language.vocab_size - len(corners),
+        action_start_id=config.action_start_id,
         num_actions=len(corners),
         add_action_tokens=False,
     )
@@ -116,7 +125,21 @@ def open_checkpoint(checkpoint: Path) -> tuple[Miniature, SampleMaker]:
         dtype=torch.float32,
     )
     load_folder(model, base)
-    return model, SampleMaker(tokenizer, corners, read_recipe(RECIPE), geometry)
+    recipe = read_recipe(RECIPE)
+    grammar = compile_answer(
+        tokenizer,
+        recipe.answer,
+        use_cot=True,
+        actions=ActionSpace(
+            action_start_id=config.action_start_id,
+            num_actions=len(corners),
+            num_poses=config.num_poses,
+            dt=config.interval_length,
+        ),
+        end_token_id=end_token_ids(base, tokenizer)[0],
+    )
+    masks = stage_masks(grammar, geometry.language.vocab_size)
+    return model, SampleMaker(tokenizer, corners, recipe, geometry), masks
 
 
 def supervised_record(checkpoint: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from autovla_rt.demo.tokenizer import RECIPE
 from autovla_rt.export.build import Settings, build_engine
 from autovla_rt.export.open_model import ModelFiles, open_model
 from autovla_rt.export.progress import NoProgress
-from autovla_rt.runtime.planner import Planner
 
 NAME = "rollouts"
 
@@ -35,8 +34,8 @@ class RolloutEngine:
         ignored = shutil.ignore_patterns(WEIGHTS_FILE, "training*")
         shutil.copytree(checkpoint, self._checkpoint, ignore=ignored)
 
-    def planners(self, model: Miniature, count: int) -> list[Planner]:
-        """Build the engine of a model's present weights and load it `count` times, one thread each.
+    def build(self, model: Miniature) -> Path:
+        """Build the engine of a model's present weights; returns its bundle.
 
         Raises:
             StorageError: the file system refused.
@@ -51,4 +50,4 @@ class RolloutEngine:
             build_engine(opened, settings, self._bundle, NoProgress())
         finally:
             opened.checkpoint.close()
-        return [Planner.load(self._bundle, threads=1) for _ in range(count)]
+        return self._bundle

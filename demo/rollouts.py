@@ -70,11 +70,10 @@ class Group:
 
 
 class RecordingSampler(Sampler):
-    """A sampler that remembers its choices, and which candidates each stage has."""
+    """A sampler that remembers its choices."""
 
-    def __init__(self, sampling: Sampling, candidates: dict[str, NDArray[np.int64]]) -> None:
+    def __init__(self, sampling: Sampling) -> None:
         super().__init__(sampling)
-        self._candidates = candidates
         self._choices: list[Choice] = []
 
     def choose(
@@ -88,7 +87,6 @@ class RecordingSampler(Sampler):
         """Choose as `Sampler` does, and note the choice."""
         index = super().choose(logits, candidate_ids, history, stage=stage)
         chances = probabilities(logits, candidate_ids, history, self.sampling)
-        self._candidates.setdefault(stage, candidate_ids)
         self._choices.append(
             Choice(
                 len(history),
@@ -108,44 +106,21 @@ class RecordingSampler(Sampler):
         )
 
 
-class GroupSampler:
-    """Samples groups of answers with one engine.
+def sample_group(planner: Planner, scene: Scene, size: int, temperature: float) -> Group:
+    """Sample `size` answers to a scene; equal scenes and engines give equal answers.
 
-    The frames are encoded and the prompt is passed once for a group.
-
-    Args:
-        planner: The engine.
-        video_token_id: Placeholder of visual tokens.
-        temperature: Of the sampling.
-        candidates: Gets the token ids that each stage chooses among.
+    The frames are encoded and the prompt is passed once for all of them.
     """
-
-    def __init__(
-        self,
-        planner: Planner,
-        video_token_id: int,
-        temperature: float,
-        candidates: dict[str, NDArray[np.int64]],
-    ) -> None:
-        self.planner = planner
-        self._video_token_id = video_token_id
-        self._temperature = temperature
-        self._candidates = candidates
-
-    def sample(self, scene: Scene, size: int) -> Group:
-        """Sample `size` answers; equal scenes and engines give equal answers."""
-        drawn = render_moments(scene.moments, FRAME_WIDTH, FRAME_HEIGHT)
-        prompted = self.planner.encode(request_of(scene.now, drawn))
-        judge = PlanJudge(scene.now)
-        rollouts = []
-        for index in range(size):
-            sampling = Sampling(temperature=self._temperature, seed=scene.seed * size + index)
-            sampler = RecordingSampler(sampling, self._candidates)
-            decoded = self.planner.answer(
-                prompted, sampler=sampler, thinking_token_budget=THINKING_TOKEN_BUDGET
-            )
-            choices = sampler.choices(len(prompted.ids), decoded.output_ids)
-            score = judge.score(self.planner.trajectory(decoded))
-            rollouts.append(Rollout(decoded, choices, score))
-        features = prompted.embeddings[prompted.ids == self._video_token_id]
-        return Group(scene.seed, scene.complex, prompted.ids, features, tuple(rollouts))
+    drawn = render_moments(scene.moments, FRAME_WIDTH, FRAME_HEIGHT)
+    prompted = planner.encode(request_of(scene.now, drawn))
+    judge = PlanJudge(scene.now)
+    rollouts = []
+    for index in range(size):
+        sampler = RecordingSampler(Sampling(temperature, seed=scene.seed * size + index))
+        decoded = planner.answer(
+            prompted, sampler=sampler, thinking_token_budget=THINKING_TOKEN_BUDGET
+        )
+        choices = sampler.choices(len(prompted.ids), decoded.output_ids)
+        score = judge.score(planner.trajectory(decoded))
+        rollouts.append(Rollout(decoded, choices, score))
+    return Group(scene.seed, scene.complex, prompted.ids, prompted.features, tuple(rollouts))

@@ -99,10 +99,17 @@ class Alternatives:
 
 @dataclass(frozen=True)
 class Prompted:
-    """A request as the language model sees it: ids [p] and embeddings [p, hidden]."""
+    """A request as the language model sees it.
+
+    Attributes:
+        ids: [p] of the whole prompt.
+        embeddings: [p, hidden].
+        features: [visual tokens, hidden] that stand in the embeddings for the frames, in order.
+    """
 
     ids: NDArray[np.int64]
     embeddings: Float
+    features: Float
 
 
 class Planner:
@@ -133,7 +140,8 @@ class Planner:
     ) -> Planner:
         """Open a bundle, verify it and load its engines.
 
-        `threads` is ONNX Runtime's number of threads (default: every core). `verify` checks the
+        `threads` is ONNX Runtime's number of threads (default: every core); NumPy gets one thread,
+        in the whole process (see `keep_blas_to_one_thread`). `verify` checks the
         sha256 of every file even where it was checked before. A bundle that is replaced meanwhile
         is loaded again, so that files of two builds never run together.
 
@@ -320,8 +328,9 @@ class Planner:
             ids = prompt_ids(self._prompt, self._tokenizer, request)
             embeddings = self._language.embed(ids)
             place_features(embeddings, self._prompt, features)
+            in_order = np.concatenate([features[video.camera] for video in self._prompt.videos])
         self._language.truncate(0)
-        return Prompted(ids, embeddings)
+        return Prompted(ids, embeddings, in_order)
 
     def _encode(self, patches: dict[str, Float]) -> dict[str, Float]:
         """Encode cameras of one grid in one batch; [tokens, hidden] of each camera."""

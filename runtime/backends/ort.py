@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from threadpoolctl import threadpool_limits
 
 from autovla_rt.bundle import Bundle
 from autovla_rt.config import SPARE_POSITIONS
@@ -67,6 +68,16 @@ def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
     return session
 
 
+def keep_blas_to_one_thread() -> None:
+    """Let NumPy compute with one thread from now on, in the whole process.
+
+    ONNX Runtime's threads and those of NumPy's BLAS (the action head's) wait for work by spinning,
+    each on the cores of the other: two processes of one thread each planned four times as fast
+    with this, one process of two threads 1.7 times.
+    """
+    threadpool_limits(1, user_api="blas")
+
+
 class OrtVision:
     """The vision tower: one graph, and in memory one copy of the weights, per grid."""
 
@@ -88,6 +99,7 @@ class OrtLanguage:
     """The language model with its KV cache, updated in place by GroupQueryAttention."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        keep_blas_to_one_thread()
         manifest = bundle.manifest
         self._capacity = manifest.kv_capacity
         self._length = 0
