@@ -3,6 +3,7 @@
     python bench/miniature.py open ENGINE OUT.jsonl --scenes 1000
     python bench/miniature.py closed ENGINE OUT.jsonl --drives 200 --latency-ms 0
     python bench/miniature.py report OUT.jsonl ...
+    python bench/miniature.py compare BEFORE.jsonl AFTER.jsonl
 
 Every scene and drive is one line of OUT.jsonl, so a run that was stopped goes on where it was.
 Seeds are disjoint from training's. Intervals are 95 %, from 10,000 bootstrap resamples of scenes.
@@ -16,10 +17,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bootstrap import difference_interval, mean_interval, ratio_interval
 from numpy.typing import NDArray
 
 from autovla_rt.cli_world import require_world_layout
@@ -34,6 +37,7 @@ from autovla_rt.demo.drivers import (
     request_of,
 )
 from autovla_rt.demo.narrator import critical_object, narrate, read_mention
+from autovla_rt.demo.plan_score import PlanJudge
 from autovla_rt.demo.render import render_moments
 from autovla_rt.demo.scenes import Scene, record_scene
 from autovla_rt.kernels.contour import follow, roll_out
@@ -47,7 +51,7 @@ Array = NDArray[np.float64]
 
 FIRST_SEED = 2_000_000_000
 """Training's seeds stay below, the foundation's lie above."""
-RESAMPLES = 10_000
+SCORES = ("score", "no_collision", "on_road", "progress", "time_to_collision", "comfort")
 PROCESSES = 2
 
 
@@ -58,17 +62,22 @@ def open_loop(engine: Path, seed: int) -> Record:
     request = _request(scene)
     plan = planner.plan(request)
     tokens = follow(codebook.corners, scene.trajectory)
-    plans = {"model": plan, "fast": planner.plan(request, mode="fast")}
+    plans = {"model": plan, **{m: planner.plan(request, mode=m) for m in ("fast", "slow")}}
     if scene.complex:
         plans["blind"] = planner.plan(_request(scene, blind=True))
         plans["shuffled"] = planner.plan(_with_frames(request, record_scene(seed + 500_000)))
     trajectories = {name: np.array(p.trajectory) for name, p in plans.items()}
     trajectories["constant velocity"] = constant_velocity(scene.now)
     trajectories["codebook"] = roll_out(codebook.corners[tokens])
+    judge = PlanJudge(scene.now)
     record: Record = {
         "seed": seed,
         "complex": scene.complex,
         "errors": {name: _errors(t, scene.trajectory) for name, t in trajectories.items()},
+        "scores": {
+            name: judge.score(t).as_dict()
+            for name, t in {**trajectories, "expert": scene.trajectory}.items()
+        },
         "mode": plan.mode,
         "p_slow": plan.p_slow,
         "thinking_tokens": plan.thinking_tokens,
@@ -90,10 +99,19 @@ def closed_loop(engine: Path, latency_ms: float, seed: int) -> Record:
         ("constant velocity", ConstantVelocityDriver()),
     ):
         drive = Drive(draw_drive_world(seed), driver, DriveSettings(latency_ms=latency_ms))
-        modes = [tick.decision.plan.mode for tick in drive if tick.decision.plan is not None]
-        slow = modes.count("slow") / len(modes) if modes else None
-        record["drives"][name] = {**drive.score().as_dict(), "slow_share": slow}
+        plans = [tick.decision.plan for tick in drive if tick.decision.plan is not None]
+        record["drives"][name] = {**drive.score().as_dict(), **_thinking(plans)}
     return record
+
+
+def _thinking(plans: list[Plan]) -> Record:
+    """Return how much a drive's plans reasoned; nothing where no model planned."""
+    if not plans:
+        return {}
+    return {
+        "slow_share": float(np.mean([plan.mode == "slow" for plan in plans])),
+        "thinking_tokens": float(np.mean([plan.thinking_tokens for plan in plans])),
+    }
 
 
 def run(work: Callable[[int], Record], seeds: Iterable[int], out: Path) -> None:
@@ -132,22 +150,29 @@ def report(paths: Iterable[Path]) -> Record:
 def _report_open(scenes: list[Record]) -> Record:
     hard = [s for s in scenes if s["complex"]]
     easy = [s for s in scenes if not s["complex"]]
+    parts = {"all": scenes, "complex": hard, "straightforward": easy}
     mentions = [s["mention"] for s in scenes if "mention" in s]
     table = {
         f"{part}, {name}": {
             key: mean_interval([s["errors"][name][key] for s in group]) for key in ("ade", "fde")
         }
-        for part, group in (("all", scenes), ("complex", hard), ("straightforward", easy))
+        for part, group in parts.items()
         for name in group[0]["errors"]
         if all(name in s["errors"] for s in group)
     }
     return {
         "scenes": len(scenes),
         "errors": table,
-        "ADE ratio, model to constant velocity": _ratio(scenes, "model", "constant velocity"),
-        "ADE ratio, blind to seeing, complex": _ratio(hard, "blind", "model"),
-        "ADE ratio, shuffled to seeing, complex": _ratio(hard, "shuffled", "model"),
-        "ADE ratio, forced fast to auto, complex": _ratio(hard, "fast", "model"),
+        "scores": {
+            f"{part}, {name}": _score_intervals([s["scores"][name] for s in group])
+            for part, group in parts.items()
+            for name in group[0]["scores"]
+            if all(name in s["scores"] for s in group)
+        },
+        "ADE ratio, model to constant velocity": _ade_ratio(scenes, "model", "constant velocity"),
+        "ADE ratio, blind to seeing, complex": _ade_ratio(hard, "blind", "model"),
+        "ADE ratio, shuffled to seeing, complex": _ade_ratio(hard, "shuffled", "model"),
+        "ADE ratio, forced fast to auto, complex": _ade_ratio(hard, "fast", "model"),
         "slow share, complex": mean_interval([s["mode"] == "slow" for s in hard]),
         "slow share, straightforward": mean_interval([s["mode"] == "slow" for s in easy]),
         "names the right kind": mean_interval([m["kind"] for m in mentions]),
@@ -161,39 +186,86 @@ def _report_open(scenes: list[Record]) -> Record:
 
 
 def _report_closed(drives: list[Record]) -> Record:
-    keys = ("score", "no_collision", "on_road", "progress", "time_to_collision", "comfort")
     return {
         "drives": len(drives),
         **{
             name: {
-                **{key: mean_interval([d[name][key] for d in drives]) for key in keys},
-                "red light crossed": mean_interval([d[name]["red_light"] for d in drives]),
+                **_score_intervals([d[name] for d in drives]),
             }
             for name in drives[0]
         },
     }
 
 
-def mean_interval(values: Iterable[float]) -> list[float]:
-    """Return [mean, low, high]: the mean and its 95 % bootstrap interval."""
-    numbers = np.asarray(list(values), np.float64)
-    if numbers.size == 0:
-        return []
-    rng = np.random.default_rng(0)
-    means = [
-        numbers[rng.integers(len(numbers), size=len(numbers))].mean() for _ in range(RESAMPLES)
-    ]
-    return [round(float(v), 4) for v in (numbers.mean(), *np.percentile(means, [2.5, 97.5]))]
+def _score_intervals(scores: list[Record]) -> Record:
+    """Return mean and interval of every part of a score."""
+    return {
+        **{key: mean_interval([s[key] for s in scores]) for key in SCORES},
+        "red light crossed": mean_interval([s["red_light"] for s in scores]),
+    }
 
 
-def _ratio(scenes: list[Record], above: str, below: str) -> list[float]:
+def compare(before: Path, after: Path) -> Record:
+    """Pair two runs by scene or drive; differences are after less before.
+
+    Raises:
+        ValueError: they have no seed in common.
+    """
+    first, second = ({r["seed"]: r for r in read(path)} for path in (before, after))
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        raise ValueError(f"{before} and {after} have no seed in common")
+    pairs = [(first[seed], second[seed]) for seed in seeds]
+    if "drives" in pairs[0][0]:
+        return _compare_drives([(a["drives"]["model"], b["drives"]["model"]) for a, b in pairs])
+    parts = {
+        "all": pairs,
+        "complex": [pair for pair in pairs if pair[0]["complex"]],
+        "straightforward": [pair for pair in pairs if not pair[0]["complex"]],
+    }
+    return {"scenes": len(pairs), **{name: _compare_scenes(part) for name, part in parts.items()}}
+
+
+def _compare_drives(pairs: list[tuple[Record, Record]]) -> Record:
+    thinking = {key: _change(pairs, itemgetter(key)) for key in ("slow_share", "thinking_tokens")}
+    return {"drives": len(pairs), **thinking, **_compare_scores(pairs)}
+
+
+def _compare_scenes(pairs: list[tuple[Record, Record]]) -> Record:
+    values: dict[str, Callable[[Record], float]] = {
+        "slow share": lambda r: r["mode"] == "slow",
+        "thinking tokens": lambda r: r["thinking_tokens"],
+        "forward passes": lambda r: r["forward_passes"],
+        "milliseconds": lambda r: r["milliseconds"],
+        "ADE": lambda r: r["errors"]["model"]["ade"],
+        "FDE": lambda r: r["errors"]["model"]["fde"],
+    }
+    plans = {
+        name: _compare_scores([(a["scores"][name], b["scores"][name]) for a, b in pairs])
+        for name in ("model", "fast", "slow")
+    }
+    return {**{name: _change(pairs, value) for name, value in values.items()}, **plans}
+
+
+def _compare_scores(pairs: list[tuple[Record, Record]]) -> Record:
+    return {key: _change(pairs, itemgetter(key)) for key in (*SCORES, "red_light")}
+
+
+def _change(pairs: list[tuple[Record, Record]], value: Callable[[Record], float]) -> Record:
+    """Return means before and after, their difference and their ratio, with intervals."""
+    before, after = ([float(value(pair[i])) for pair in pairs] for i in (0, 1))
+    change: Record = {
+        "before": mean_interval(before),
+        "after": mean_interval(after),
+        "difference": difference_interval(after, before),
+    }
+    return {**change, "ratio": ratio_interval(after, before)} if any(before) else change
+
+
+def _ade_ratio(scenes: list[Record], above: str, below: str) -> list[float]:
     """Return [ratio of mean ADEs, low, high], paired by scene."""
-    a = np.array([s["errors"][above]["ade"] for s in scenes])
-    b = np.array([s["errors"][below]["ade"] for s in scenes])
-    rng = np.random.default_rng(0)
-    picks = (rng.integers(len(a), size=len(a)) for _ in range(RESAMPLES))
-    ratios = [a[pick].mean() / b[pick].mean() for pick in picks]
-    return [round(float(v), 4) for v in (a.mean() / b.mean(), *np.percentile(ratios, [2.5, 97.5]))]
+    a, b = ([s["errors"][name]["ade"] for s in scenes] for name in (above, below))
+    return ratio_interval(a, b)
 
 
 def _median_ms(scenes: list[Record], mode: str) -> float | None:
@@ -251,9 +323,15 @@ def main() -> None:
         command.add_argument(f"--{unit}", dest="count", type=int, default=count)
     command.add_argument("--latency-ms", type=float, default=0.0)
     commands.add_parser("report").add_argument("out", type=Path, nargs="+")
+    comparison = commands.add_parser("compare")
+    comparison.add_argument("before", type=Path)
+    comparison.add_argument("after", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "report":
         print(json.dumps(report(arguments.out), indent=1))
+        return
+    if arguments.command == "compare":
+        print(json.dumps(compare(arguments.before, arguments.after), indent=1))
         return
     work = partial(open_loop, arguments.engine)
     if arguments.command == "closed":

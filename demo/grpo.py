@@ -174,14 +174,13 @@ class Reinforcer:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return {**sums, "grad_norm": float(norm), "updated_answers": float(answers)}
+        return {**sums, "grad_norm": float(norm), "updated_answers": float(answers), "steps": 1.0}
 
     def _micro_batch(self, batch: GroupBatch, values: Tensor, answers: int) -> dict[str, float]:
-        features = torch.from_numpy(batch.features)
         stages = torch.from_numpy(batch.stages)
-        logits = self._logits(self.model, batch, features)
+        logits = choice_logits(self.model, batch, self.settings.temperature)
         with torch.no_grad():
-            reference = self._logits(self.reference, batch, features)
+            reference = choice_logits(self.reference, batch, self.settings.temperature)
         terms = policy_terms(
             logits, reference, self._masks[stages], torch.from_numpy(batch.targets)
         )
@@ -201,15 +200,6 @@ class Reinforcer:
             sums[f"{stage}_choices"] = float(of_stage.sum())
         return sums
 
-    def _logits(self, model: Miniature, batch: GroupBatch, features: Tensor) -> Tensor:
-        """Return the logits [N, vocabulary] of every choice, divided by the temperature."""
-        length = batch.token_ids.shape[1]
-        row, token = np.divmod(batch.predict_from, length)
-        first = int(token.min())
-        hidden = model.decode(features, batch, first).flatten(0, 1)
-        rows = torch.from_numpy(row * (length - first) + token - first)
-        return model.logits(hidden[rows]) / self.settings.temperature
-
     def _log(self) -> None:
         """Append the means since the last line."""
         self._lap()
@@ -223,6 +213,16 @@ class Reinforcer:
         now = time.perf_counter()
         self.seconds += now - self._since
         self._since = now
+
+
+def choice_logits(model: Miniature, batch: GroupBatch, temperature: float) -> Tensor:
+    """Return the logits [N, vocabulary] of every choice of a batch, divided by the temperature."""
+    length = batch.token_ids.shape[1]
+    row, token = np.divmod(batch.predict_from, length)
+    first = int(token.min())
+    hidden = model.decode(torch.from_numpy(batch.features), batch, first).flatten(0, 1)
+    rows = torch.from_numpy(row * (length - first) + token - first)
+    return model.logits(hidden[rows]) / temperature
 
 
 def stage_masks(grammar: Grammar, vocabulary: int) -> Tensor:
@@ -283,5 +283,5 @@ def log_line(sums: dict[str, float]) -> dict[str, float]:
             for name in names
         },
         **{name: sums.get(name, 0.0) for name in ("constant_groups", "invalid_rewards", "answers")},
-        "grad_norm": sums["grad_norm"],
+        "grad_norm": sums["grad_norm"] / sums["steps"],
     }

@@ -70,7 +70,7 @@ class Group:
 
 
 class RecordingSampler(Sampler):
-    """A sampler that remembers its choices."""
+    """A sampler that remembers its choices; it must draw them (a temperature above 0)."""
 
     def __init__(self, sampling: Sampling) -> None:
         super().__init__(sampling)

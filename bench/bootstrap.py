@@ -1,0 +1,42 @@
+"""95 % intervals from 10,000 bootstrap resamples, the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+RESAMPLES = 10_000
+
+
+def mean_interval(values: Iterable[float]) -> list[float]:
+    """Return [mean, low, high]; empty without values."""
+    numbers = np.asarray(list(values), np.float64)
+    return _interval(np.mean, numbers) if numbers.size else []
+
+
+def ratio_interval(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Return [ratio of the means, low, high], paired."""
+    return _interval(lambda a, b: a.mean() / b.mean(), _numbers(above), _numbers(below))
+
+
+def difference_interval(after: Sequence[float], before: Sequence[float]) -> list[float]:
+    """Return [mean of the differences, low, high], paired."""
+    return mean_interval(_numbers(after) - _numbers(before))
+
+
+def _numbers(values: Sequence[float]) -> Array:
+    return np.asarray(values, np.float64)
+
+
+def _interval(statistic: Callable[..., float], *samples: Array) -> list[float]:
+    rng = np.random.default_rng(0)
+    count = len(samples[0])
+    drawn = [
+        statistic(*(sample[pick] for sample in samples))
+        for pick in (rng.integers(count, size=count) for _ in range(RESAMPLES))
+    ]
+    return [round(float(v), 4) for v in (statistic(*samples), *np.percentile(drawn, [2.5, 97.5]))]
