@@ -232,34 +232,43 @@ def _compare_drives(pairs: list[tuple[Record, Record]]) -> Record:
 
 
 def _compare_scenes(pairs: list[tuple[Record, Record]]) -> Record:
-    values: dict[str, Callable[[Record], float]] = {
-        "slow share": lambda r: r["mode"] == "slow",
+    costs: dict[str, Callable[[Record], float]] = {
         "thinking tokens": lambda r: r["thinking_tokens"],
         "forward passes": lambda r: r["forward_passes"],
         "milliseconds": lambda r: r["milliseconds"],
         "ADE": lambda r: r["errors"]["model"]["ade"],
         "FDE": lambda r: r["errors"]["model"]["fde"],
     }
+    befores = [before for before, _ in pairs]
     plans = {
         name: _compare_scores([(a["scores"][name], b["scores"][name]) for a, b in pairs])
         for name in ("model", "fast", "slow")
     }
-    return {**{name: _change(pairs, value) for name, value in values.items()}, **plans}
+    return {
+        "slow share": _change(pairs, lambda r: r["mode"] == "slow"),
+        **{
+            name: _change(pairs, value, ratio=any(map(value, befores)))
+            for name, value in costs.items()
+        },
+        **plans,
+    }
 
 
 def _compare_scores(pairs: list[tuple[Record, Record]]) -> Record:
     return {key: _change(pairs, itemgetter(key)) for key in (*SCORES, "red_light")}
 
 
-def _change(pairs: list[tuple[Record, Record]], value: Callable[[Record], float]) -> Record:
-    """Return means before and after, their difference and their ratio, with intervals."""
+def _change(
+    pairs: list[tuple[Record, Record]], value: Callable[[Record], float], *, ratio: bool = False
+) -> Record:
+    """Return means before and after, their difference and on request their ratio, as intervals."""
     before, after = ([float(value(pair[i])) for pair in pairs] for i in (0, 1))
     change: Record = {
         "before": mean_interval(before),
         "after": mean_interval(after),
         "difference": difference_interval(after, before),
     }
-    return {**change, "ratio": ratio_interval(after, before)} if any(before) else change
+    return {**change, "ratio": ratio_interval(after, before)} if ratio else change
 
 
 def _ade_ratio(scenes: list[Record], above: str, below: str) -> list[float]:

@@ -48,7 +48,7 @@ from autovla_rt.output_file import write_file
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.grammar import compile_answer
 
-STEPS = 300
+STEPS = 240
 RECORD_FILE = "training.json"
 CURVES_FILE = "curves.png"
 

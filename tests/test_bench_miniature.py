@@ -79,7 +79,6 @@ def test_two_runs_are_paired_by_scene(tmp_path):
     assert whole["slow share"]["after"][0] == 0.0
     assert whole["thinking tokens"]["ratio"] == [0.4, 0.4, 0.4]
     assert whole["model"]["score"]["difference"] == [0.0, 0.0, 0.0]
-    assert "ratio" not in whole["model"]["red_light"]  # nothing to divide by
     assert compared["complex"]["ADE"]["before"][0] == pytest.approx(2.0)
 
 
