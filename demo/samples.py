@@ -40,18 +40,28 @@ class Sample:
 
     patches: NDArray[np.uint8]
     prompt: NDArray[np.int64]
-    answers: tuple[Answer, Answer]
+    answers: tuple[Answer, ...]
     auxiliary: NDArray[np.float32]
     auxiliary_weights: NDArray[np.float32]
 
 
 class SampleMaker:
-    """Turns scenes into samples of one checkpoint's tokenizer, codebook and recipe."""
+    """Turns scenes into samples of one checkpoint's tokenizer, codebook and recipe.
+
+    Without `reasoning` every scene has a fast answer alone, and that is what is decided for.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, corners: NDArray[np.float32], recipe: Recipe, geometry: Geometry
+        self,
+        tokenizer: Tokenizer,
+        corners: NDArray[np.float32],
+        recipe: Recipe,
+        geometry: Geometry,
+        *,
+        reasoning: bool = True,
     ):
         self.tokenizer = tokenizer
+        self._reasoning = reasoning
         self.geometry = geometry
         self._corners = corners
         self._answer = recipe.answer
@@ -69,7 +79,7 @@ class SampleMaker:
         Both teach what to do where an answer is forced. The decision is taught by the right one
         alone: fast for a straightforward scene, slow for a complex one.
         """
-        answers = (self._fast(scene), self._slow(scene))
+        answers = (self._fast(scene), self._slow(scene))[: 1 + self._reasoning]
         patches, auxiliary, weights = see(scene, self.geometry)
         return Sample(patches, self.prompt_ids(scene), answers, auxiliary, weights)
 
@@ -92,7 +102,8 @@ class SampleMaker:
         ids = self._encode(render(self._answer.fast, actions=self._actions(scene)))
         other = self._encode(render(self._answer.slow, actions="", reasoning="Go."))
         weights = self._weights(ids)
-        weights[_first_difference(ids, other)] = 0.0 if scene.complex else DECISION_WEIGHT
+        wrong = scene.complex and self._reasoning
+        weights[_first_difference(ids, other)] = 0.0 if wrong else DECISION_WEIGHT
         return Answer(np.array([*ids, self._end], np.int64), weights)
 
     def _slow(self, scene: Scene) -> Answer:

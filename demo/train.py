@@ -41,9 +41,10 @@ STEPS = 1800
 RUNS_FILE = "runs.jsonl"
 
 
-def run(out: Path, steps: int, seed: int, *, compiled: bool = True) -> bool:
+def run(out: Path, steps: int, seed: int, *, reasoning: bool = True, compiled: bool = True) -> bool:
     """Train in a folder until `steps` are done or a signal comes; True if they are done.
 
+    Without `reasoning` scenes have fast answers alone.
     `compiled` fuses kernels, which takes a C++ compiler and makes training a third faster.
 
     Raises:
@@ -64,7 +65,7 @@ def run(out: Path, steps: int, seed: int, *, compiled: bool = True) -> bool:
     tokenizer = load_tokenizer(
         base, action_start_id=first_action, num_actions=len(corners), add_action_tokens=False
     )
-    maker = SampleMaker(tokenizer, corners, read_recipe(RECIPE), geometry)
+    maker = SampleMaker(tokenizer, corners, read_recipe(RECIPE), geometry, reasoning=reasoning)
     settings = Settings(
         geometry=geometry,
         corners=corners,
@@ -73,8 +74,9 @@ def run(out: Path, steps: int, seed: int, *, compiled: bool = True) -> bool:
         auxiliary_width=vision_targets.WIDTH,
         auxiliary_weight=4.0,
         peak_lr=3e-3,
-        warmup_steps=100,
+        warmup_steps=min(100, 1 + steps // 10),
         steps=steps,
+        reasoning=reasoning,
         seed=seed,
         compile=compiled,
     )
@@ -119,6 +121,7 @@ def record(settings: Settings, training: Path) -> dict[str, object]:
         "seed": settings.seed,
         "scenes_per_step": BATCHES * SCENES_PER_BATCH,
         "steps_planned": settings.steps,
+        "reasoning": settings.reasoning,
         "codebook_scenes": CODEBOOK_SCENES,
         "settings_sha256": settings.fingerprint(),
         "runs": [json.loads(line) for line in runs],
@@ -144,11 +147,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS, help="of 32 scenes [%(default)s]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without-reasoning", action="store_true", help="teach fast answers alone")
     parser.add_argument("--no-compile", action="store_true", help="train without a C++ compiler")
     arguments = parser.parse_args()
     try:
         done = run(
-            arguments.out, arguments.steps, arguments.seed, compiled=not arguments.no_compile
+            arguments.out,
+            arguments.steps,
+            arguments.seed,
+            reasoning=not arguments.without_reasoning,
+            compiled=not arguments.no_compile,
         )
     except AutovlaError as error:
         print(f"error: {error}", file=sys.stderr)

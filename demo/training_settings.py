@@ -27,6 +27,7 @@ class Settings:
         action_start_id: id of the first action.
         video_token_id: placeholder of visual tokens.
         auxiliary_width: outputs of the auxiliary head by visual token.
+        reasoning: whether scenes have slow answers, too.
         steps: optimisation steps of the whole training.
         peak_lr: learning rate after the warm-up, which falls along a cosine to `final_lr` of it.
         ema_decay: of the moving average of weights, which is what is exported.
@@ -42,6 +43,7 @@ class Settings:
     video_token_id: int
     auxiliary_width: int
     steps: int
+    reasoning: bool = True
     peak_lr: float = 1e-3
     final_lr: float = 0.02
     warmup_steps: int = 200

@@ -93,6 +93,18 @@ def test_the_decision_is_taught_by_the_right_answer_alone(maker, scenes):
             assert answer.weights[at] == (1.0 if right else 0.0)
 
 
+def test_without_reasoning_every_scene_is_answered_fast(maker, corners, scenes):
+    bare = SampleMaker(
+        maker.tokenizer, corners, read_recipe(RECIPE), read_geometry(BASE), reasoning=False
+    )
+    assert {scene.complex for scene in scenes[:10]} == {True, False}
+    for scene in scenes[:10]:
+        (answer,) = bare.sample(scene).answers
+        text = [maker.tokenizer.decode([int(i)]) for i in answer.ids]
+        assert answer.weights[text.index(" clear")] == 1.0
+        np.testing.assert_array_equal(answer.ids, maker.sample(scene).answers[0].ids)
+
+
 def test_actions_follow_the_expert_and_the_reasoning_is_its_narration(
     maker, corners, complex_scenes
 ):
