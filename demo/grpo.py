@@ -9,18 +9,18 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from autovla_rt.demo.group_batch import GroupBatch, pack_groups
+from autovla_rt.demo.grpo_log import add, log_line, summary
 from autovla_rt.demo.grpo_settings import GrpoSettings
-from autovla_rt.demo.model import MASKED, Miniature
 from autovla_rt.demo.model_weights import save_weights
+from autovla_rt.demo.policy import Policy, choice_logits
 from autovla_rt.demo.policy_loss import policy_loss, policy_terms
 from autovla_rt.demo.rewards import advantages
 from autovla_rt.demo.rollout_engine import RolloutEngine
@@ -34,8 +34,6 @@ from autovla_rt.demo.training_state import (
     read_state,
     write_state,
 )
-from autovla_rt.runtime.grammar import Grammar
-from autovla_rt.runtime.reasoning import Free
 
 FIRST_SEED = 1_000_000_000
 """Scenes of reinforcement; supervised training's seeds lie below, the benchmarks' above."""
@@ -63,12 +61,9 @@ class Reinforcer:
 
     Args:
         settings: What it depends on.
-        model: The checkpoint's, in float32; trained in place.
-        checkpoint: The sha256 of the checkpoint, for the state.
+        policy: The checkpoint's; its model is trained in place.
         engine: Builds the engine that samples.
         pool: Samples with it.
-        positions_of: M-RoPE positions [3, n] of a sequence.
-        masks: See `stage_masks`.
         out: Gets `state.pt`, `log.jsonl` and `model.safetensors` (float16, the hub's layout), each
             of them complete at any moment.
 
@@ -79,20 +74,16 @@ class Reinforcer:
     def __init__(
         self,
         settings: GrpoSettings,
-        model: Miniature,
-        checkpoint: str,
+        policy: Policy,
         engine: RolloutEngine,
         pool: RolloutPool,
-        positions_of: Callable[[int], NDArray[np.int64]],
-        masks: Tensor,
         out: Path,
     ) -> None:
         self.settings, self.out, self.step, self.seconds = settings, out, 0, 0.0
-        self._pool, self._masks = pool, masks
-        self.model = model
+        self._policy, self._engine, self._pool = policy, engine, pool
+        self._fingerprint = settings.fingerprint(policy.sha256)
+        self.model = model = policy.model
         self.reference = copy.deepcopy(model).requires_grad_(False)
-        self._engine, self._positions_of = engine, positions_of
-        self._fingerprint = settings.fingerprint(checkpoint)
         model.visual.requires_grad_(False)
         model.auxiliary.requires_grad_(False)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -106,8 +97,8 @@ class Reinforcer:
     def advance(self) -> None:
         """Sample a step's answers with the present weights, and learn from them once."""
         groups = self._sample()
-        for name, value in {**summary(groups, self.settings), **self._update(groups)}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        add(self.sums, summary(groups, self.settings.reward))
+        add(self.sums, self._update(groups))
         self.step += 1
         if self.step % self.settings.log_every == 0:
             self._log()
@@ -165,10 +156,9 @@ class Reinforcer:
         answers = len(kept) * settings.group_size
         for start in range(0, len(kept), per_batch):
             part = kept[start : start + per_batch]
-            batch = pack_groups([g for g, _ in part], self._positions_of)
+            batch = pack_groups([g for g, _ in part], self._policy.positions_of)
             values = torch.from_numpy(np.concatenate([v for _, v in part])).float()
-            for name, value in self._micro_batch(batch, values, answers).items():
-                sums[name] = sums.get(name, 0.0) + value
+            add(sums, self._micro_batch(batch, values, answers))
         for group in self._optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
@@ -182,7 +172,7 @@ class Reinforcer:
         with torch.no_grad():
             reference = choice_logits(self.reference, batch, self.settings.temperature)
         terms = policy_terms(
-            logits, reference, self._masks[stages], torch.from_numpy(batch.targets)
+            logits, reference, self._policy.masks[stages], torch.from_numpy(batch.targets)
         )
         chosen = values[torch.from_numpy(batch.answers)]
         loss = policy_loss(terms, chosen, self.settings.kl) / answers
@@ -213,75 +203,3 @@ class Reinforcer:
         now = time.perf_counter()
         self.seconds += now - self._since
         self._since = now
-
-
-def choice_logits(model: Miniature, batch: GroupBatch, temperature: float) -> Tensor:
-    """Return the logits [N, vocabulary] of every choice of a batch, divided by the temperature."""
-    length = batch.token_ids.shape[1]
-    row, token = np.divmod(batch.predict_from, length)
-    first = int(token.min())
-    hidden = model.decode(torch.from_numpy(batch.features), batch, first).flatten(0, 1)
-    rows = torch.from_numpy(row * (length - first) + token - first)
-    return model.logits(hidden[rows]) / temperature
-
-
-def stage_masks(grammar: Grammar, vocabulary: int) -> Tensor:
-    """Return what is added to the logits of each of `STAGES`: 0 for its candidates, else `MASKED`.
-
-    Float32 [stages, vocabulary]. `grammar` is that of a checkpoint with chain of thought.
-    """
-    assert grammar.choice is not None
-    (free,) = (segment for segment in grammar.branches["slow"] if isinstance(segment, Free))
-    candidates = {
-        "decision": np.array([grammar.choice.fast_id, grammar.choice.slow_id]),
-        "reasoning": free.legal_ids,
-        "action": grammar.action_ids,
-    }
-    table = torch.full((len(STAGES), vocabulary), MASKED)
-    for index, stage in enumerate(STAGES):
-        table[index, torch.from_numpy(candidates[stage])] = 0.0
-    return table
-
-
-def summary(groups: Sequence[Group], settings: GrpoSettings) -> dict[str, float]:
-    """Return sums over a step's answers, for the log."""
-    sums: dict[str, float] = {}
-    for group in groups:
-        part = "complex" if group.complex else "straightforward"
-        for rollout in group.rollouts:
-            tokens = rollout.decoded.thinking_tokens
-            values = {
-                "answers": 1.0,
-                f"{part}_answers": 1.0,
-                f"{part}_slow": float(rollout.decoded.mode == "slow"),
-                "reward": settings.reward.reward(rollout.score, tokens),
-                "score": rollout.score.score,
-                "collisions": float(not rollout.score.no_collision),
-                "off_road": float(not rollout.score.on_road),
-                "red_lights": float(rollout.score.red_light),
-                "thinking_tokens": float(tokens),
-            }
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
-    return sums
-
-
-def log_line(sums: dict[str, float]) -> dict[str, float]:
-    """Turn sums into the means of a line of the log."""
-    means = {
-        "answers": ("reward", "score", "collisions", "off_road", "red_lights", "thinking_tokens"),
-        "updated_answers": ("divergence",),
-        "choices": ("engine_gap",),
-        "complex_answers": ("complex_slow",),
-        "straightforward_answers": ("straightforward_slow",),
-        **{f"{stage}_choices": (f"{stage}_entropy",) for stage in STAGES},
-    }
-    return {
-        **{
-            name: sums.get(name, 0.0) / max(sums.get(count, 0.0), 1.0)
-            for count, names in means.items()
-            for name in names
-        },
-        **{name: sums.get(name, 0.0) for name in ("constant_groups", "invalid_rewards", "answers")},
-        "grad_norm": sums["grad_norm"] / sums["steps"],
-    }

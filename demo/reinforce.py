@@ -10,7 +10,6 @@ Again to go on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -21,32 +20,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from autovla_rt.config import ActionSpace
-from autovla_rt.demo import vision_targets
 from autovla_rt.demo.curves import draw_curves
-from autovla_rt.demo.grpo import FIRST_SEED, Reinforcer, reinforce, stage_masks
+from autovla_rt.demo.grpo import FIRST_SEED, Reinforcer, reinforce
 from autovla_rt.demo.grpo_settings import GrpoSettings
-from autovla_rt.demo.model import Miniature
-from autovla_rt.demo.model_weights import load_folder
+from autovla_rt.demo.policy import open_policy
 from autovla_rt.demo.rewards import RewardSettings
 from autovla_rt.demo.rollout_engine import RolloutEngine
 from autovla_rt.demo.rollout_pool import RolloutPool
-from autovla_rt.demo.samples import SampleMaker
 from autovla_rt.demo.sft import WEIGHTS_FILE
-from autovla_rt.demo.tokenizer import NUM_ACTIONS, RECIPE
 from autovla_rt.demo.train import RUNS_FILE, note_run
 from autovla_rt.demo.training_state import LOG_FILE
 from autovla_rt.errors import AutovlaError, CheckpointError
-from autovla_rt.export.model_config import read_geometry
-from autovla_rt.export.recipe import read_recipe
-from autovla_rt.export.tokenizer import end_token_ids, load_tokenizer
-from autovla_rt.export.training_config import read_training_config
 from autovla_rt.output_file import write_file
-from autovla_rt.runtime.actions import Codebook
-from autovla_rt.runtime.grammar import compile_answer
 
 STEPS = 240
 RECORD_FILE = "training.json"
@@ -62,8 +47,7 @@ def run(out: Path, checkpoint: Path, settings: GrpoSettings) -> bool:
         CodebookError: its codebook is.
         StorageError: the file system refused.
     """
-    base = checkpoint / "base"
-    if not (base / WEIGHTS_FILE).is_file():
+    if not (checkpoint / "base" / WEIGHTS_FILE).is_file():
         raise CheckpointError(
             f"{checkpoint}: expected a trained checkpoint with base/{WEIGHTS_FILE}, found none.\n"
             "Train one: python -m autovla_rt.demo.train OUT"
@@ -71,17 +55,18 @@ def run(out: Path, checkpoint: Path, settings: GrpoSettings) -> bool:
     prepare(out, checkpoint)
     folder = out / "reinforcement"
     note_run(folder)
-    model, maker, masks = open_checkpoint(checkpoint)
-    digest = hashlib.sha256((base / WEIGHTS_FILE).read_bytes()).hexdigest()
+    policy = open_policy(checkpoint)
     with (
         tempfile.TemporaryDirectory(prefix="autovla-rt-") as scratch,
         RolloutPool(settings.processes, settings.group_size, settings.temperature) as pool,
     ):
         engine = RolloutEngine(checkpoint, Path(scratch) / "engine")
-        trainer = Reinforcer(settings, model, digest, engine, pool, maker.positions, masks, folder)
-        done = reinforce(trainer)
+        done = reinforce(Reinforcer(settings, policy, engine, pool, folder))
     write_file(out / "base" / WEIGHTS_FILE, (folder / WEIGHTS_FILE).read_bytes())
-    record = {**supervised_record(checkpoint), "reinforcement": describe(settings, folder, digest)}
+    record = {
+        **supervised_record(checkpoint),
+        "reinforcement": describe(settings, folder, policy.sha256),
+    }
     write_file(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
     draw_curves(folder / LOG_FILE, folder / CURVES_FILE)
     return done == settings.steps
@@ -100,46 +85,6 @@ def prepare(out: Path, checkpoint: Path) -> None:
         )
     ignored = shutil.ignore_patterns(WEIGHTS_FILE, "training*", "reinforcement")
     shutil.copytree(checkpoint, out, ignore=ignored, dirs_exist_ok=True)
-
-
-def open_checkpoint(checkpoint: Path) -> tuple[Miniature, SampleMaker, Tensor]:
-    """Load a checkpoint's model in float32, what makes its prompts, and its `stage_masks`.
-
-    Raises:
-        CheckpointError, CodebookError: a file is missing, damaged or does not fit the others.
-    """
-    base = checkpoint / "base"
-    geometry = read_geometry(base)
-    config = read_training_config(checkpoint / "config.yaml")
-    corners = Codebook.load(checkpoint / "codebook.safetensors", NUM_ACTIONS).corners
-    tokenizer = load_tokenizer(
-        base,
-        action_start_id=config.action_start_id,
-        num_actions=len(corners),
-        add_action_tokens=False,
-    )
-    model = Miniature(
-        geometry,
-        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
-        auxiliary_width=vision_targets.WIDTH,
-        dtype=torch.float32,
-    )
-    load_folder(model, base)
-    recipe = read_recipe(RECIPE)
-    grammar = compile_answer(
-        tokenizer,
-        recipe.answer,
-        use_cot=True,
-        actions=ActionSpace(
-            action_start_id=config.action_start_id,
-            num_actions=len(corners),
-            num_poses=config.num_poses,
-            dt=config.interval_length,
-        ),
-        end_token_id=end_token_ids(base, tokenizer)[0],
-    )
-    masks = stage_masks(grammar, geometry.language.vocab_size)
-    return model, SampleMaker(tokenizer, corners, recipe, geometry), masks
 
 
 def supervised_record(checkpoint: Path) -> dict[str, Any]:

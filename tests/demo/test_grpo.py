@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from autovla_rt.demo.curves import draw_curves
 from autovla_rt.demo.grpo import Reinforcer
 from autovla_rt.demo.grpo_settings import GrpoSettings
-from autovla_rt.demo.reinforce import open_checkpoint
+from autovla_rt.demo.policy import open_policy
 from autovla_rt.demo.rewards import RewardSettings
 from autovla_rt.demo.rollout_engine import RolloutEngine
 from autovla_rt.demo.rollout_pool import SceneOrder
@@ -53,10 +53,9 @@ def make(tmp_path):
 
     def trainer(settings=SMALL, change=lambda group: group, out=tmp_path / "out"):
         out.mkdir(exist_ok=True)
-        model, maker, masks = open_checkpoint(CHECKPOINT)
         engine = RolloutEngine(CHECKPOINT, tmp_path / "engine")
         pool = HerePool(settings.group_size, change)
-        return Reinforcer(settings, model, "sha", engine, pool, maker.positions, masks, out)
+        return Reinforcer(settings, open_policy(CHECKPOINT), engine, pool, out)
 
     return trainer
 
@@ -134,6 +133,8 @@ def test_a_reward_that_is_no_number_is_counted_and_teaches_nothing(make):
     (line,) = log_of(trainer.out)
     assert line["invalid_rewards"] == 2
     assert line["constant_groups"] == 0
+    assert line["answers"] == 4
+    assert line["score"] == pytest.approx(0.55)
 
 
 @pytest.mark.parametrize("scores", [[0.5] * 3, [math.nan] * 3, [math.nan, 0.5, 0.5]])

@@ -17,9 +17,8 @@ from autovla_rt.demo.drivers import (
     request_of,
 )
 from autovla_rt.demo.group_batch import pack_groups
-from autovla_rt.demo.grpo import choice_logits
+from autovla_rt.demo.policy import choice_logits, open_policy
 from autovla_rt.demo.policy_loss import policy_terms
-from autovla_rt.demo.reinforce import open_checkpoint
 from autovla_rt.demo.render import render_moments
 from autovla_rt.demo.rollout_engine import RolloutEngine
 from autovla_rt.demo.rollouts import STAGES, RecordingSampler, sample_group
@@ -32,15 +31,14 @@ DECISION, REASONING, ACTION = range(3)
 
 
 @pytest.fixture(scope="module")
-def opened():
-    return open_checkpoint(CHECKPOINT)
+def policy():
+    return open_policy(CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
-def planner(opened, tmp_path_factory):
-    model, _, _ = opened
+def planner(policy, tmp_path_factory):
     engine = RolloutEngine(CHECKPOINT, tmp_path_factory.mktemp("rollouts") / "engine")
-    return Planner.load(engine.build(model), threads=1)
+    return Planner.load(engine.build(policy.model), threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +118,13 @@ def test_reasoning_without_an_end_is_closed(planner, undecided):
     assert 7 - 2 <= stages.count(REASONING) <= 7
 
 
-def test_torch_sees_the_probabilities_that_the_engine_drew_from(opened, groups):
+def test_torch_sees_the_probabilities_that_the_engine_drew_from(policy, groups):
     """All answers packed behind one prompt, against the runtime's KV cache."""
-    model, maker, masks = opened
-    batch = pack_groups(groups, maker.positions)
+    batch = pack_groups(groups, policy.positions_of)
     with torch.no_grad():
-        logits = choice_logits(model, batch, 1.0)
+        logits = choice_logits(policy.model, batch, 1.0)
     stages, targets = torch.from_numpy(batch.stages), torch.from_numpy(batch.targets)
-    terms = policy_terms(logits, logits, masks[stages], targets)
+    terms = policy_terms(logits, logits, policy.masks[stages], targets)
     seen = torch.from_numpy(batch.log_probabilities)
     for index in range(len(STAGES)):
         of_stage = stages == index
