@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, field
 
 from autovla_rt.demo.rewards import RewardSettings
@@ -26,7 +25,7 @@ class GrpoSettings:
         kl: Weight of the divergence from the checkpoint.
         least_deviation: See `rewards.advantages`.
         reward: What an answer is worth.
-        lr: Learning rate after `warmup_steps`, which falls to `final_lr` of it.
+        lr: Learning rate after `warmup_steps`.
         save_every: Steps between two states on the disk.
         threads: Of torch.
         processes: That sample side by side, one thread each.
@@ -42,8 +41,7 @@ class GrpoSettings:
     kl: float = 0.05
     least_deviation: float = 0.05
     reward: RewardSettings = field(default_factory=RewardSettings)
-    lr: float = 1.5e-4
-    final_lr: float = 0.1
+    lr: float = 5e-5
     warmup_steps: int = 10
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
@@ -60,7 +58,5 @@ class GrpoSettings:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0: up, then down along a cosine."""
-        wave = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        rise = min(1.0, (step + 1) / self.warmup_steps)
-        return self.lr * rise * (self.final_lr + (1 - self.final_lr) * wave)
+        """Return the learning rate of a step, counted from 0."""
+        return self.lr * min(1.0, (step + 1) / self.warmup_steps)

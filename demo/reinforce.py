@@ -33,7 +33,7 @@ from autovla_rt.demo.training_state import LOG_FILE
 from autovla_rt.errors import AutovlaError, CheckpointError
 from autovla_rt.output_file import write_file
 
-STEPS = 240
+STEPS = 180
 RECORD_FILE = "training.json"
 CURVES_FILE = "curves.png"
 

@@ -14,6 +14,7 @@ from autovla_rt.demo.drivers import (
     FRAME_WIDTH,
     ConstantVelocityDriver,
     ExpertDriver,
+    ModelDriver,
     request_of,
 )
 from autovla_rt.demo.group_batch import pack_groups
@@ -21,8 +22,9 @@ from autovla_rt.demo.policy import choice_logits, open_policy
 from autovla_rt.demo.policy_loss import policy_terms
 from autovla_rt.demo.render import render_moments
 from autovla_rt.demo.rollout_engine import RolloutEngine
+from autovla_rt.demo.rollout_pool import RolloutPool, SceneOrder
 from autovla_rt.demo.rollouts import STAGES, RecordingSampler, sample_group
-from autovla_rt.demo.scenes import collision
+from autovla_rt.demo.scenes import collision, record_scene
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.sampling import Sampler, Sampling
 
@@ -95,6 +97,19 @@ def test_decisions_are_drawn_as_often_as_they_are_probable(planner, undecided):
     of_common = [c for c in firsts if c.token_id == common]
     share, wanted = len(of_common) / len(firsts), np.exp(of_common[0].log_probability)
     assert abs(share - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / len(firsts))
+
+
+@pytest.mark.slow
+def test_processes_sample_what_one_would(policy, planner, tmp_path):
+    bundle = RolloutEngine(CHECKPOINT, tmp_path / "engine").build(policy.model)
+    orders = [SceneOrder(7, driven=False), SceneOrder(8, driven=True), SceneOrder(9, driven=False)]
+    with RolloutPool(2, 3, 1.0) as pool:
+        groups = pool.sample(bundle, 0, orders)
+    scenes = [record_scene(7), driven_scene(8, ModelDriver(planner)), record_scene(9)]
+    for group, scene in zip(groups, scenes, strict=True):
+        alone = sample_group(planner, scene, 3, 1.0)
+        assert group.rollouts == alone.rollouts
+        np.testing.assert_array_equal(group.features, alone.features)
 
 
 def test_reasoning_that_was_cut_takes_its_choices_back():
