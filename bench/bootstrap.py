@@ -19,8 +19,13 @@ def mean_interval(values: Iterable[float]) -> list[float]:
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Return [ratio of the means, low, high], paired."""
-    return _interval(lambda a, b: a.mean() / b.mean(), _numbers(above), _numbers(below))
+    """Return [ratio of the means, low, high], paired; empty where it has no bounds.
+
+    That is where `below` is 0 so often that a resample has a mean of 0.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = _interval(lambda a, b: a.mean() / b.mean(), _numbers(above), _numbers(below))
+    return ratio if np.isfinite(ratio).all() else []
 
 
 def difference_interval(after: Sequence[float], before: Sequence[float]) -> list[float]:

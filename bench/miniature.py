@@ -239,17 +239,13 @@ def _compare_scenes(pairs: list[tuple[Record, Record]]) -> Record:
         "ADE": lambda r: r["errors"]["model"]["ade"],
         "FDE": lambda r: r["errors"]["model"]["fde"],
     }
-    befores = [before for before, _ in pairs]
     plans = {
         name: _compare_scores([(a["scores"][name], b["scores"][name]) for a, b in pairs])
         for name in ("model", "fast", "slow")
     }
     return {
         "slow share": _change(pairs, lambda r: r["mode"] == "slow"),
-        **{
-            name: _change(pairs, value, ratio=any(map(value, befores)))
-            for name, value in costs.items()
-        },
+        **{name: _change(pairs, value, ratio=True) for name, value in costs.items()},
         **plans,
     }
 

@@ -112,6 +112,12 @@ def test_an_interval_covers_the_mean_of_most_samples():
     assert covered >= 17
 
 
+def test_a_ratio_without_bounds_is_left_out():
+    assert bootstrap.ratio_interval([2.0, 4.0, 3.0], [1.0, 2.0, 1.5]) == [2.0, 2.0, 2.0]
+    assert bootstrap.ratio_interval([2.0] * 4, [1.0, 0.0, 0.0, 0.0]) == []
+    assert bootstrap.ratio_interval([2.0] * 4, [0.0] * 4) == []
+
+
 def test_a_run_goes_on_after_a_line_that_was_cut_short(tmp_path):
     out = tmp_path / "out.jsonl"
     out.write_text('{"seed": 5, "square": 25}\n{"seed": 6, "squ')
