@@ -177,8 +177,8 @@ def _report_open(scenes: list[Record]) -> Record:
         "slow share, straightforward": mean_interval([s["mode"] == "slow" for s in easy]),
         "names the right kind": mean_interval([m["kind"] for m in mentions]),
         "right kind, distance within 30 % or 3 m": mean_interval([m["place"] for m in mentions]),
-        "thinking tokens, slow": float(
-            np.mean([s["thinking_tokens"] for s in scenes if s["mode"] == "slow"])
+        "thinking tokens, slow": mean_interval(
+            [s["thinking_tokens"] for s in scenes if s["mode"] == "slow"]
         ),
         "plan ms, median fast": _median_ms(scenes, "fast"),
         "plan ms, median slow": _median_ms(scenes, "slow"),
@@ -188,12 +188,7 @@ def _report_open(scenes: list[Record]) -> Record:
 def _report_closed(drives: list[Record]) -> Record:
     return {
         "drives": len(drives),
-        **{
-            name: {
-                **_score_intervals([d[name] for d in drives]),
-            }
-            for name in drives[0]
-        },
+        **{name: _score_intervals([d[name] for d in drives]) for name in drives[0]},
     }
 
 

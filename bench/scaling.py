@@ -23,20 +23,13 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import miniature
-from bootstrap import mean_interval
 from matplotlib.figure import Figure
 
-from autovla_rt.config import CAMERAS
-from autovla_rt.demo.drivers import FRAME_HEIGHT, FRAME_WIDTH
-from autovla_rt.demo.tokenizer import RECIPE
-from autovla_rt.export.build import Settings, build_engine
-from autovla_rt.export.open_model import ModelFiles, open_model
-from autovla_rt.export.progress import NoProgress
+from autovla_rt.demo.world_engine import build_world_engine
 
 SCENES_PER_STEP = 32
 KINDS = {"with": (), "without": ("--without-reasoning",)}
 MEASURES = {"ADE, m": ("errors", "ade"), "driving score": ("scores", "score")}
-PLANS = {"with": ("model", "fast"), "without": ("model",)}
 
 
 def train(folder: Path, scenes: int, kind: str) -> None:
@@ -53,47 +46,19 @@ def train(folder: Path, scenes: int, kind: str) -> None:
         subprocess.run([*words, *KINDS[kind]], check=True)
 
 
-def build(folder: Path) -> Path:
-    """Build the int8 engine of a training."""
-    files = ModelFiles(folder / "base", folder / "config.yaml", recipe=RECIPE)
-    sizes = dict.fromkeys(CAMERAS, (FRAME_WIDTH, FRAME_HEIGHT))
-    opened = open_model(files)
-    try:
-        build_engine(
-            opened, Settings(folder.name, frame_sizes=sizes), folder / "engine", NoProgress()
-        )
-    finally:
-        opened.checkpoint.close()
-    return folder / "engine"
-
-
-def summarise(records: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """Return means with intervals of every measure, by part of the scenes and by plan."""
-    parts = {
-        "all": records,
-        "complex": [r for r in records if r["complex"]],
-        "straightforward": [r for r in records if not r["complex"]],
-    }
-    return {
-        f"{part}, {plan}": {
-            measure: mean_interval([r[table][plan][key] for r in group])
-            for measure, (table, key) in MEASURES.items()
-        }
-        for part, group in parts.items()
-        for plan in PLANS[kind]
-    }
-
-
 def draw(points: dict[str, dict[int, dict[str, Any]]], picture: Path) -> None:
-    """Draw each measure over the number of scenes, with intervals."""
+    """Draw each measure over the number of scenes, with intervals.
+
+    `points` are reports of the open loop, by kind of data and number of scenes.
+    """
     figure = Figure(figsize=(11, 7), layout="constrained")
     for row, part in zip(
         figure.subplots(2, 2, sharex=True), ("complex", "straightforward"), strict=True
     ):
-        for axes, measure in zip(row, MEASURES, strict=True):
+        for axes, (measure, (table, key)) in zip(row, MEASURES.items(), strict=True):
             for kind, by_scenes in points.items():
                 counts = sorted(by_scenes)
-                values = [by_scenes[n][f"{part}, model"][measure] for n in counts]
+                values = [by_scenes[n][table][f"{part}, model"][key] for n in counts]
                 middle = [v[0] for v in values]
                 errors = [[v[0] - v[1] for v in values], [v[2] - v[0] for v in values]]
                 axes.errorbar(
@@ -120,9 +85,10 @@ def main() -> None:
         for kind in KINDS:
             folder = arguments.out / f"{scenes}-{kind}"
             train(folder, scenes, kind)
-            lines = folder / "open.jsonl"
-            miniature.run(partial(miniature.open_loop, build(folder)), seeds, lines)
-            points[kind][scenes] = summarise(list(miniature.read(lines)), kind)
+            engine, lines = folder / "engine", folder / "open.jsonl"
+            build_world_engine(folder, engine, "int8")
+            miniature.run(partial(miniature.open_loop, engine), seeds, lines)
+            points[kind][scenes] = miniature.report([lines])["open loop"]
             summary = json.dumps(points, indent=1)
             (arguments.out / "scaling.json").write_text(summary, encoding="utf-8")
             draw(points, arguments.out / "scaling.png")

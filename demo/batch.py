@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,37 +14,33 @@ PROMPT, FIRST_ANSWER, SECOND_ANSWER, PADDING = 0, 1, 2, -1
 """Values of `Batch.segments`."""
 
 
-class Tokens(Protocol):
-    """What the language model reads of a batch."""
+@dataclass(frozen=True)
+class Tokens:
+    """What the language model reads of B samples, right-padded to T tokens.
 
-    @property
-    def token_ids(self) -> NDArray[np.int64]:
-        """[B, T], right-padded."""
+    Several answers may be packed behind one prompt: a token sees the tokens before it that belong
+    to the prompt or to its own answer, and the positions of each answer start right behind the
+    prompt. The video placeholders stand at the same indices in every sample.
 
-    @property
-    def positions(self) -> NDArray[np.int64]:
-        """[3, B, T], M-RoPE (temporal, row, column)."""
+    Attributes:
+        token_ids: int64 [B, T].
+        positions: int64 [3, B, T], M-RoPE (temporal, row, column).
+        segments: int8 [B, T], `PROMPT`, `FIRST_ANSWER` and so on, or `PADDING`.
+    """
 
-    @property
-    def segments(self) -> NDArray[np.int8]:
-        """[B, T], `PROMPT`, `PADDING`, or another number for each answer."""
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    segments: NDArray[np.int8]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B samples, right-padded to T tokens, with N predictions; A is the auxiliary head's width.
-
-    Two answers to one scene may be packed behind one prompt: a token sees the tokens before it that
-    belong to the prompt or to its own answer, and the positions of each answer start right behind
-    the prompt. The video placeholders stand at the same indices in every sample.
+class Batch(Tokens):
+    """B samples with N predictions; A is the auxiliary head's width.
 
     Attributes:
         patches: uint8 [B, 6, 112, 1176], raw values of the temporal patches: front t0, front t1,
             front_left t0, ...; patches in the processor's order (blocks of merge x merge), values
             in the order channel, time, row, column.
-        token_ids: int64 [B, T].
-        positions: int64 [3, B, T], M-RoPE (temporal, row, column).
-        segments: int8 [B, T], `PROMPT`, `FIRST_ANSWER`, `SECOND_ANSWER` or `PADDING`.
         predict_from: int64 [N], flat index b * T + t of the hidden state that predicts.
         targets: int64 [N], the token id to be predicted there.
         weights: float32 [N], weight of each prediction in the loss.
@@ -54,9 +49,6 @@ class Batch:
     """
 
     patches: NDArray[np.uint8]
-    token_ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    segments: NDArray[np.int8]
     predict_from: NDArray[np.int64]
     targets: NDArray[np.int64]
     weights: NDArray[np.float32]

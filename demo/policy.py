@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autovla_rt.config import ActionSpace
 from autovla_rt.demo import vision_targets
 from autovla_rt.demo.group_batch import GroupBatch
 from autovla_rt.demo.model import MASKED, Miniature
@@ -20,12 +19,8 @@ from autovla_rt.demo.model_weights import load_folder
 from autovla_rt.demo.rollouts import STAGES
 from autovla_rt.demo.samples import SampleMaker
 from autovla_rt.demo.sft import WEIGHTS_FILE
-from autovla_rt.demo.tokenizer import NUM_ACTIONS, RECIPE
-from autovla_rt.export.model_config import read_geometry
-from autovla_rt.export.recipe import read_recipe
-from autovla_rt.export.tokenizer import end_token_ids, load_tokenizer
-from autovla_rt.export.training_config import read_training_config
-from autovla_rt.runtime.actions import Codebook
+from autovla_rt.demo.world_engine import model_files
+from autovla_rt.export.open_model import open_model
 from autovla_rt.runtime.grammar import Grammar, compile_answer
 from autovla_rt.runtime.reasoning import Free
 
@@ -53,42 +48,31 @@ def open_policy(checkpoint: Path) -> Policy:
     Raises:
         CheckpointError, CodebookError: a file is missing, damaged or does not fit the others.
     """
-    base = checkpoint / "base"
-    geometry, recipe = read_geometry(base), read_recipe(RECIPE)
-    config = read_training_config(checkpoint / "config.yaml")
-    corners = Codebook.load(checkpoint / "codebook.safetensors", NUM_ACTIONS).corners
-    actions = ActionSpace(
-        action_start_id=config.action_start_id,
-        num_actions=len(corners),
-        num_poses=config.num_poses,
-        dt=config.interval_length,
-    )
-    tokenizer = load_tokenizer(
-        base,
-        action_start_id=actions.action_start_id,
-        num_actions=actions.num_actions,
-        add_action_tokens=False,
-    )
-    model = Miniature(
-        geometry,
-        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
-        auxiliary_width=vision_targets.WIDTH,
-        dtype=torch.float32,
-    )
-    load_folder(model, base)
-    grammar = compile_answer(
-        tokenizer,
-        recipe.answer,
-        use_cot=True,
-        actions=actions,
-        end_token_id=end_token_ids(base, tokenizer)[0],
-    )
-    return Policy(
-        model,
-        SampleMaker(tokenizer, corners, recipe, geometry).positions,
-        stage_masks(grammar, geometry.language.vocab_size),
-        hashlib.sha256((base / WEIGHTS_FILE).read_bytes()).hexdigest(),
-    )
+    opened = open_model(model_files(checkpoint))
+    try:
+        geometry, tokenizer, recipe = opened.geometry, opened.tokenizer, opened.recipe
+        model = Miniature(
+            geometry,
+            video_token_id=tokenizer.token_to_id("<|video_pad|>"),
+            auxiliary_width=vision_targets.WIDTH,
+            dtype=torch.float32,
+        )
+        load_folder(model, checkpoint / "base")
+        grammar = compile_answer(
+            tokenizer,
+            recipe.answer,
+            use_cot=True,
+            actions=opened.actions,
+            end_token_id=opened.end_token_ids[0],
+        )
+        return Policy(
+            model,
+            SampleMaker(tokenizer, opened.codebook, recipe, geometry).positions,
+            stage_masks(grammar, geometry.language.vocab_size),
+            hashlib.sha256((checkpoint / "base" / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        )
+    finally:
+        opened.checkpoint.close()
 
 
 def stage_masks(grammar: Grammar, vocabulary: int) -> Tensor:

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import sys
 import tempfile
 from dataclasses import asdict
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +22,21 @@ from autovla_rt.demo.grpo import FIRST_SEED, Reinforcer, reinforce
 from autovla_rt.demo.grpo_settings import GrpoSettings
 from autovla_rt.demo.policy import open_policy
 from autovla_rt.demo.rewards import RewardSettings
-from autovla_rt.demo.rollout_engine import RolloutEngine
+from autovla_rt.demo.rollout_engine import RolloutEngine, copy_without_weights
 from autovla_rt.demo.rollout_pool import RolloutPool
 from autovla_rt.demo.sft import WEIGHTS_FILE
-from autovla_rt.demo.train import RUNS_FILE, note_run
+from autovla_rt.demo.training_record import (
+    RECORD_FILE,
+    conclude,
+    note_run,
+    provenance,
+    write_record,
+)
 from autovla_rt.demo.training_state import LOG_FILE
-from autovla_rt.errors import AutovlaError, CheckpointError
+from autovla_rt.errors import CheckpointError
 from autovla_rt.output_file import write_file
 
 STEPS = 180
-RECORD_FILE = "training.json"
 CURVES_FILE = "curves.png"
 
 
@@ -52,39 +54,25 @@ def run(out: Path, checkpoint: Path, settings: GrpoSettings) -> bool:
             f"{checkpoint}: expected a trained checkpoint with base/{WEIGHTS_FILE}, found none.\n"
             "Train one: python -m autovla_rt.demo.train OUT"
         )
-    prepare(out, checkpoint)
-    folder = out / "reinforcement"
-    note_run(folder)
-    policy = open_policy(checkpoint)
-    with (
-        tempfile.TemporaryDirectory(prefix="autovla-rt-") as scratch,
-        RolloutPool(settings.processes, settings.group_size, settings.temperature) as pool,
-    ):
-        engine = RolloutEngine(checkpoint, Path(scratch) / "engine")
-        done = reinforce(Reinforcer(settings, policy, engine, pool, folder))
-    write_file(out / "base" / WEIGHTS_FILE, (folder / WEIGHTS_FILE).read_bytes())
-    record = {
-        **supervised_record(checkpoint),
-        "reinforcement": describe(settings, folder, policy.sha256),
-    }
-    write_file(out / RECORD_FILE, (json.dumps(record, indent=1) + "\n").encode())
-    draw_curves(folder / LOG_FILE, folder / CURVES_FILE)
-    return done == settings.steps
-
-
-def prepare(out: Path, checkpoint: Path) -> None:
-    """Copy all of a checkpoint but its weights and the files of its training.
-
-    Raises:
-        StorageError: `out` is the checkpoint itself.
-    """
     if out.resolve() == checkpoint.resolve():
         raise CheckpointError(
             f"{out}: expected another folder than the checkpoint's, which would be lost.\n"
             "Give a new folder."
         )
-    ignored = shutil.ignore_patterns(WEIGHTS_FILE, "training*", "reinforcement")
-    shutil.copytree(checkpoint, out, ignore=ignored, dirs_exist_ok=True)
+    policy, before = open_policy(checkpoint), supervised_record(checkpoint)
+    copy_without_weights(checkpoint, out)
+    folder = out / "reinforcement"
+    note_run(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix="autovla-rt-") as scratch,
+        RolloutPool(settings.processes, settings.group_size, settings.temperature) as pool,
+    ):
+        engine = RolloutEngine(checkpoint, Path(scratch))
+        done = reinforce(Reinforcer(settings, policy, engine, pool, folder))
+    write_file(out / "base" / WEIGHTS_FILE, (folder / WEIGHTS_FILE).read_bytes())
+    write_record(out, {**before, "reinforcement": describe(settings, folder, policy.sha256)})
+    draw_curves(folder / LOG_FILE, folder / CURVES_FILE)
+    return done == settings.steps
 
 
 def supervised_record(checkpoint: Path) -> dict[str, Any]:
@@ -103,19 +91,11 @@ def supervised_record(checkpoint: Path) -> dict[str, Any]:
 
 def describe(settings: GrpoSettings, folder: Path, digest: str) -> dict[str, object]:
     """Return what the checkpoint says about its reinforcement."""
-    log_file = folder / LOG_FILE
-    log = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
-    runs = (folder / RUNS_FILE).read_text(encoding="utf-8").splitlines()
     return {
         "from_sha256": digest,
         "settings": asdict(settings),
         "first_scene_seed": FIRST_SEED,
-        "runs": [json.loads(line) for line in runs],
-        "libraries": {
-            name: version(name) for name in ("torch", "numpy", "numba", "onnxruntime", "tokenizers")
-        },
-        "cores": os.cpu_count(),
-        "last": json.loads(log[-1]) if log else None,
+        **provenance(folder, "torch", "numpy", "numba", "onnxruntime", "tokenizers"),
     }
 
 
@@ -148,15 +128,8 @@ def main() -> None:
             arguments.penalty_weight, arguments.penalty_centre, arguments.penalty_width
         ),
     )
-    try:
-        done = run(arguments.out, arguments.checkpoint, settings)
-    except AutovlaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    if done:
-        print(f"{arguments.out}: reinforced, {settings.steps} steps")
-    else:
-        print(f"{arguments.out}: stopped; run the same command again to go on")
+    training = partial(run, arguments.out, arguments.checkpoint, settings)
+    conclude(training, arguments.out, f"reinforced, {settings.steps} steps")
 
 
 if __name__ == "__main__":

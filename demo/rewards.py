@@ -27,7 +27,7 @@ class RewardSettings:
     Attributes:
         weight: Of the penalty.
         centre: Reasoning tokens at which half of it is due.
-        width: Tokens over which it rises from 27 % to 73 %, halved.
+        width: Tokens below and above the centre at which 27 % and 73 % of it are due.
     """
 
     weight: float = 0.1

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 
-from autovla_rt.config import CAMERAS
-from autovla_rt.demo.drivers import FRAME_HEIGHT, FRAME_WIDTH
 from autovla_rt.demo.model import Miniature
 from autovla_rt.demo.model_weights import save_weights
 from autovla_rt.demo.sft import WEIGHTS_FILE
-from autovla_rt.demo.tokenizer import RECIPE
-from autovla_rt.export.build import Settings, build_engine
-from autovla_rt.export.open_model import ModelFiles, open_model
-from autovla_rt.export.progress import NoProgress
+from autovla_rt.demo.world_engine import build_world_engine
+from autovla_rt.output_file import make_folder, write_file
 
-NAME = "rollouts"
+CHECKPOINT_FILES = ("config.yaml", "codebook.safetensors", "base/*")
+
+
+def copy_without_weights(checkpoint: Path, folder: Path) -> None:
+    """Copy what a checkpoint has beside its weights and the files of its training.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    make_folder(folder / "base")
+    for pattern in CHECKPOINT_FILES:
+        for path in checkpoint.glob(pattern):
+            if path.name != WEIGHTS_FILE:
+                write_file(folder / path.relative_to(checkpoint), path.read_bytes())
 
 
 class RolloutEngine:
-    """Builds a float32 engine in a folder that holds nothing else.
+    """Builds a float32 engine.
 
     Args:
         checkpoint: A checkpoint in the official layout; its weights are not used.
-        folder: Replaced.
+        folder: Empty or new.
     """
 
     def __init__(self, checkpoint: Path, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
         self._checkpoint, self._bundle = folder / "checkpoint", folder / "engine"
-        ignored = shutil.ignore_patterns(WEIGHTS_FILE, "training*")
-        shutil.copytree(checkpoint, self._checkpoint, ignore=ignored)
+        copy_without_weights(checkpoint, self._checkpoint)
 
     def build(self, model: Miniature) -> Path:
         """Build the engine of a model's present weights; returns its bundle.
@@ -40,14 +46,6 @@ class RolloutEngine:
         Raises:
             StorageError: the file system refused.
         """
-        base = self._checkpoint / "base"
-        save_weights(model, base / WEIGHTS_FILE, dtype=torch.float32)
-        files = ModelFiles(base, self._checkpoint / "config.yaml", recipe=RECIPE)
-        sizes = dict.fromkeys(CAMERAS, (FRAME_WIDTH, FRAME_HEIGHT))
-        opened = open_model(files)
-        try:
-            settings = Settings(NAME, precision="fp32", frame_sizes=sizes)
-            build_engine(opened, settings, self._bundle, NoProgress())
-        finally:
-            opened.checkpoint.close()
+        save_weights(model, self._checkpoint / "base" / WEIGHTS_FILE, dtype=torch.float32)
+        build_world_engine(self._checkpoint, self._bundle, "fp32")
         return self._bundle

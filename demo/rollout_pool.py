@@ -63,7 +63,7 @@ class RolloutPool:
         return list(self._pool.map(partial(self._work, bundle, step), orders))
 
 
-_engine: tuple[int, Planner] | None = None
+_engine: tuple[tuple[Path, int], Planner] | None = None
 
 
 def _sample(
@@ -71,8 +71,8 @@ def _sample(
 ) -> Group:
     """Sample in a process of the pool, which loads the engine anew in every step."""
     global _engine
-    if _engine is None or _engine[0] != step:
-        _engine = step, Planner.load(bundle, threads=1)
+    if _engine is None or _engine[0] != (bundle, step):
+        _engine = (bundle, step), Planner.load(bundle, threads=1)
     planner = _engine[1]
     if order.driven:
         scene = driven_scene(order.seed, ModelDriver(planner))

@@ -16,7 +16,7 @@ from autovla_rt.demo.score import Score
 from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.decode import Decoded
 from autovla_rt.runtime.planner import Planner
-from autovla_rt.runtime.sampling import Sampler, Sampling, probabilities
+from autovla_rt.runtime.sampling import Float64, Sampler, Sampling
 
 STAGES = ("decision", "reasoning", "action")
 """What is chosen in an answer; everything else is forced."""
@@ -55,14 +55,12 @@ class Group:
     """The sampled answers to one scene.
 
     Attributes:
-        seed: The scene's.
         complex: Whether something on the way changes what the ego must do.
         prompt_ids: int64 [p].
         features: float32 [visual tokens, hidden], in the order of their placeholders.
         rollouts: The answers.
     """
 
-    seed: int
     complex: bool
     prompt_ids: NDArray[np.int64]
     features: Float
@@ -86,15 +84,15 @@ class RecordingSampler(Sampler):
     ) -> int:
         """Choose as `Sampler` does, and note the choice."""
         index = super().choose(logits, candidate_ids, history, stage=stage)
-        chances = probabilities(logits, candidate_ids, history, self.sampling)
+        token_id = int(candidate_ids[index])
         self._choices.append(
-            Choice(
-                len(history),
-                int(candidate_ids[index]),
-                STAGES.index(stage),
-                float(np.log(chances[index])),
-            )
+            Choice(len(history), token_id, STAGES.index(stage), float(np.log(self._chance)))
         )
+        return index
+
+    def _draw(self, chances: Float64) -> int:
+        index = super()._draw(chances)
+        self._chance = chances[index]
         return index
 
     def choices(self, prompt_length: int, output_ids: Sequence[int]) -> tuple[Choice, ...]:
@@ -123,4 +121,6 @@ def sample_group(planner: Planner, scene: Scene, size: int, temperature: float) 
         choices = sampler.choices(len(prompted.ids), decoded.output_ids)
         score = judge.score(planner.trajectory(decoded))
         rollouts.append(Rollout(decoded, choices, score))
-    return Group(scene.seed, scene.complex, prompted.ids, prompted.features, tuple(rollouts))
+    videos = planner.bundle.prompt().videos
+    features = [prompted.embeddings[v.start : v.start + v.count] for v in videos]
+    return Group(scene.complex, prompted.ids, np.concatenate(features), tuple(rollouts))

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 
 from autovla_rt.config import CAMERAS, Camera, Geometry, Recipe
 from autovla_rt.demo import vision_targets
-from autovla_rt.demo.batch import FIRST_ANSWER, GRID, PADDING, PROMPT, SECOND_ANSWER, Batch
+from autovla_rt.demo.batch import GRID, Batch
 from autovla_rt.demo.narrator import narrate
+from autovla_rt.demo.packing import pack_answers
 from autovla_rt.demo.render import render_moments
 from autovla_rt.demo.scenes import Scene, record_scene
 from autovla_rt.demo.state import SPEED
@@ -79,7 +80,8 @@ class SampleMaker:
         Both teach what to do where an answer is forced. The decision is taught by the right one
         alone: fast for a straightforward scene, slow for a complex one.
         """
-        answers = (self._fast(scene), self._slow(scene))[: 1 + self._reasoning]
+        fast = self._fast(scene)
+        answers = (fast, self._slow(scene)) if self._reasoning else (fast,)
         patches, auxiliary, weights = see(scene, self.geometry)
         return Sample(patches, self.prompt_ids(scene), answers, auxiliary, weights)
 
@@ -174,37 +176,21 @@ def see(
 
 def pack(samples: Sequence[Sample], maker: SampleMaker) -> Batch:
     """Put samples into one batch: prompt and answers behind it, padded to the longest."""
-    lengths = [len(s.prompt) + sum(len(a.ids) for a in s.answers) for s in samples]
-    count, longest = len(samples), max(lengths)
-    token_ids = np.full((count, longest), samples[0].answers[0].ids[-1], np.int64)
-    segments = np.full((count, longest), PADDING, np.int8)
-    positions = np.zeros((3, count, longest), np.int64)
-    predict_from, targets, weights = [], [], []
-    for row, sample in enumerate(samples):
-        prompt = len(sample.prompt)
-        table = maker.positions(longest)
-        token_ids[row, :prompt], segments[row, :prompt] = sample.prompt, PROMPT
-        positions[:, row, :prompt] = table[:, :prompt]
-        at = prompt
-        for answer, segment in zip(sample.answers, (FIRST_ANSWER, SECOND_ANSWER), strict=False):
-            end = at + len(answer.ids)
-            token_ids[row, at:end], segments[row, at:end] = answer.ids, segment
-            positions[:, row, at:end] = table[:, prompt : prompt + len(answer.ids)]
-            before = np.arange(at - 1, end - 1)
-            before[0] = prompt - 1
-            wanted = answer.weights > 0
-            predict_from.append((row * longest + before)[wanted])
-            targets.append(answer.ids[wanted])
-            weights.append(answer.weights[wanted])
-            at = end
+    rows = [(s.prompt, [answer.ids for answer in s.answers]) for s in samples]
+    tokens, sources = pack_answers(rows, maker.positions)
+    predictions = [
+        (source[wanted], answer.ids[wanted], answer.weights[wanted])
+        for sample, of_sample in zip(samples, sources, strict=True)
+        for answer, source in zip(sample.answers, of_sample, strict=True)
+        for wanted in (answer.weights > 0,)
+    ]
+    predict_from, targets, weights = map(np.concatenate, zip(*predictions, strict=True))
     return Batch(
+        **vars(tokens),
         patches=np.stack([s.patches for s in samples]),
-        token_ids=token_ids,
-        positions=positions,
-        segments=segments,
-        predict_from=np.concatenate(predict_from),
-        targets=np.concatenate(targets),
-        weights=np.concatenate(weights),
+        predict_from=predict_from,
+        targets=targets,
+        weights=weights,
         auxiliary=np.stack([s.auxiliary for s in samples]),
         auxiliary_weights=np.stack([s.auxiliary_weights for s in samples]),
     )

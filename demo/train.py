@@ -10,14 +10,11 @@ The same arguments give the same scenes in the same order. `make demo-model` run
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import subprocess
-import sys
-import time
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Beside the thread that draws scenes, threads that spin while they wait halve the speed.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -27,18 +24,17 @@ from autovla_rt.demo.foundation import CODEBOOK_SCENES, write_foundation
 from autovla_rt.demo.samples import SampleMaker, SceneSource
 from autovla_rt.demo.sft import WEIGHTS_FILE, train
 from autovla_rt.demo.tokenizer import NUM_ACTIONS, RECIPE
+from autovla_rt.demo.training_record import conclude, note_run, provenance, write_record
 from autovla_rt.demo.training_settings import Settings
-from autovla_rt.demo.training_state import LOG_FILE
-from autovla_rt.errors import AutovlaError, DependencyError
+from autovla_rt.errors import DependencyError
 from autovla_rt.export.model_config import read_geometry
 from autovla_rt.export.recipe import read_recipe
 from autovla_rt.export.tokenizer import load_tokenizer
-from autovla_rt.output_file import make_folder, write_file
+from autovla_rt.output_file import write_file
 from autovla_rt.runtime.actions import Codebook
 
 BATCHES, SCENES_PER_BATCH = 2, 16
 STEPS = 1800
-RUNS_FILE = "runs.jsonl"
 
 
 def run(out: Path, steps: int, seed: int, *, reasoning: bool = True, compiled: bool = True) -> bool:
@@ -84,9 +80,7 @@ def run(out: Path, steps: int, seed: int, *, reasoning: bool = True, compiled: b
     note_run(training)
     done = train(settings, SceneSource(maker, BATCHES, SCENES_PER_BATCH), training)
     write_file(base / WEIGHTS_FILE, (training / WEIGHTS_FILE).read_bytes())
-    write_file(
-        out / "training.json", (json.dumps(record(settings, training), indent=1) + "\n").encode()
-    )
+    write_record(out, record(settings, training))
     return done == steps
 
 
@@ -104,19 +98,8 @@ def require_compiler() -> None:
         )
 
 
-def note_run(training: Path) -> None:
-    """Append to the list of runs which code goes on with the training, and when."""
-    make_folder(training)
-    run = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "commit": commit()}
-    with (training / RUNS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(run) + "\n")
-
-
-def record(settings: Settings, training: Path) -> dict[str, object]:
+def record(settings: Settings, training: Path) -> dict[str, Any]:
     """Return what the checkpoint says about its training."""
-    log_file = training / LOG_FILE
-    log = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
-    runs = (training / RUNS_FILE).read_text(encoding="utf-8").splitlines()
     return {
         "seed": settings.seed,
         "scenes_per_step": BATCHES * SCENES_PER_BATCH,
@@ -124,21 +107,8 @@ def record(settings: Settings, training: Path) -> dict[str, object]:
         "reasoning": settings.reasoning,
         "codebook_scenes": CODEBOOK_SCENES,
         "settings_sha256": settings.fingerprint(),
-        "runs": [json.loads(line) for line in runs],
-        "libraries": {name: version(name) for name in ("torch", "numpy", "numba", "tokenizers")},
-        "cores": os.cpu_count(),
-        "last": json.loads(log[-1]) if log else None,
+        **provenance(training, "torch", "numpy", "numba", "tokenizers"),
     }
-
-
-def commit() -> str:
-    """Return the commit of the checkout that this file lies in; "unknown" outside of one."""
-    words = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run([*words, "--abbrev=40"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def main() -> None:
@@ -150,21 +120,15 @@ def main() -> None:
     parser.add_argument("--without-reasoning", action="store_true", help="teach fast answers alone")
     parser.add_argument("--no-compile", action="store_true", help="train without a C++ compiler")
     arguments = parser.parse_args()
-    try:
-        done = run(
-            arguments.out,
-            arguments.steps,
-            arguments.seed,
-            reasoning=not arguments.without_reasoning,
-            compiled=not arguments.no_compile,
-        )
-    except AutovlaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    if done:
-        print(f"{arguments.out}: trained, {arguments.steps} steps")
-    else:
-        print(f"{arguments.out}: stopped; run the same command again to go on")
+    training = partial(
+        run,
+        arguments.out,
+        arguments.steps,
+        arguments.seed,
+        reasoning=not arguments.without_reasoning,
+        compiled=not arguments.no_compile,
+    )
+    conclude(training, arguments.out, f"trained, {arguments.steps} steps")
 
 
 if __name__ == "__main__":

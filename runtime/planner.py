@@ -99,17 +99,10 @@ class Alternatives:
 
 @dataclass(frozen=True)
 class Prompted:
-    """A request as the language model sees it.
-
-    Attributes:
-        ids: [p] of the whole prompt.
-        embeddings: [p, hidden].
-        features: [visual tokens, hidden] that stand in the embeddings for the frames, in order.
-    """
+    """A request as the language model sees it: ids [p] and embeddings [p, hidden]."""
 
     ids: NDArray[np.int64]
     embeddings: Float
-    features: Float
 
 
 class Planner:
@@ -183,16 +176,31 @@ class Planner:
         """
         require_possible(self._grammar, mode, thinking_token_budget)
         trace = Trace()
-        prompted = self._prompted(request, trace)
+        prompted = self.encode(request, trace)
         return self._plan(prompted, mode, sampling, thinking_token_budget, trace)
 
-    def encode(self, request: Request) -> Prompted:
+    def encode(self, request: Request, trace: Trace | None = None) -> Prompted:
         """Encode a request for `answer`, which may be called several times.
+
+        `trace` receives the spans preprocess, vision and prompt.
 
         Raises:
             InputError: a frame or value is unusable or does not fit the engine.
         """
-        return self._prompted(request, Trace())
+        trace = trace or Trace()
+        with trace.span("preprocess"):
+            patches = {
+                camera.name: self._frames.patches(request.frames[camera.name], camera)
+                for camera in self.bundle.manifest.cameras
+            }
+        with trace.span("vision"):
+            features = self._encode(patches)
+        with trace.span("prompt"):
+            ids = prompt_ids(self._prompt, self._tokenizer, request)
+            embeddings = self._language.embed(ids)
+            place_features(embeddings, self._prompt, features)
+        self._language.truncate(0)
+        return Prompted(ids, embeddings)
 
     def answer(
         self,
@@ -201,6 +209,7 @@ class Planner:
         sampler: Sampler,
         mode: Mode = "auto",
         thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
+        trace: Trace | None = None,
     ) -> Decoded:
         """Decode an answer to the request that was encoded last; its prompt is passed once.
 
@@ -209,12 +218,24 @@ class Planner:
             sampler: Chooses among the legal candidates.
             mode: As for `plan`.
             thinking_token_budget: As for `plan`.
+            trace: Receives the spans of the decoding.
 
         Raises:
             InputError: The mode or the budget cannot be served.
             CapacityError: prompt and answer do not fit the KV cache.
         """
-        return self._decode(prompted, mode, sampler, thinking_token_budget, Trace())
+        kept = min(self._language.length, len(prompted.ids) - REPEATED_POSITIONS)
+        self._language.truncate(kept)
+        return decode(
+            self._language,
+            self._grammar,
+            prompted.ids,
+            prompted.embeddings[kept:],
+            sampler=sampler,
+            mode=mode,
+            thinking_token_budget=thinking_token_budget,
+            trace=trace or Trace(),
+        )
 
     def trajectory(self, decoded: Decoded) -> NDArray[np.float64]:
         """Return an answer's poses [num_poses, 3], as `Plan.trajectory`."""
@@ -250,7 +271,7 @@ class Planner:
             raise InputError(f"count must be >= 0, got {count}.")
         mode, other = _modes(plan)
         require_possible(self._grammar, mode, thinking_token_budget)
-        prompted = self._prompted(request, Trace())
+        prompted = self.encode(request)
         other_mode = None
         if other is not None:
             try:
@@ -275,38 +296,22 @@ class Planner:
         thinking_token_budget: int,
         trace: Trace,
     ) -> Plan:
-        decoded = self._decode(prompted, mode, Sampler(sampling), thinking_token_budget, trace)
-        with trace.span("trajectory"):
-            trajectory = self.trajectory(decoded)
-        return self._assemble(decoded, trajectory, trace)
-
-    def _decode(
-        self,
-        prompted: Prompted,
-        mode: Mode,
-        sampler: Sampler,
-        thinking_token_budget: int,
-        trace: Trace,
-    ) -> Decoded:
-        """Decode behind the prompt, of which the engine may hold keys and values."""
-        kept = min(self._language.length, len(prompted.ids) - REPEATED_POSITIONS)
-        self._language.truncate(kept)
-        return decode(
-            self._language,
-            self._grammar,
-            prompted.ids,
-            prompted.embeddings[kept:],
-            sampler=sampler,
+        decoded = self.answer(
+            prompted,
+            sampler=Sampler(sampling),
             mode=mode,
             thinking_token_budget=thinking_token_budget,
             trace=trace,
         )
+        with trace.span("trajectory"):
+            trajectory = self.trajectory(decoded)
+        return self._assemble(decoded, trajectory, trace)
 
     def generate(
         self, request: Request, *, max_new_tokens: int, sampling: Sampling = GREEDY
     ) -> Iterator[int]:
         """Yield the model's answer without the grammar, token by token up to an end token."""
-        prompted = self._prompted(request, Trace())
+        prompted = self.encode(request)
         return generate(
             self._language,
             prompted.embeddings,
@@ -315,22 +320,6 @@ class Planner:
             max_new_tokens=max_new_tokens,
             end_token_ids=self.bundle.manifest.end_token_ids,
         )
-
-    def _prompted(self, request: Request, trace: Trace) -> Prompted:
-        with trace.span("preprocess"):
-            patches = {
-                camera.name: self._frames.patches(request.frames[camera.name], camera)
-                for camera in self.bundle.manifest.cameras
-            }
-        with trace.span("vision"):
-            features = self._encode(patches)
-        with trace.span("prompt"):
-            ids = prompt_ids(self._prompt, self._tokenizer, request)
-            embeddings = self._language.embed(ids)
-            place_features(embeddings, self._prompt, features)
-            in_order = np.concatenate([features[video.camera] for video in self._prompt.videos])
-        self._language.truncate(0)
-        return Prompted(ids, embeddings, in_order)
 
     def _encode(self, patches: dict[str, Float]) -> dict[str, Float]:
         """Encode cameras of one grid in one batch; [tokens, hidden] of each camera."""

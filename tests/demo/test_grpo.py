@@ -21,9 +21,9 @@ from autovla_rt.demo.grpo_settings import GrpoSettings
 from autovla_rt.demo.policy import open_policy
 from autovla_rt.demo.rewards import RewardSettings
 from autovla_rt.demo.rollout_engine import RolloutEngine
-from autovla_rt.demo.rollout_pool import SceneOrder
 from autovla_rt.demo.rollouts import sample_group
 from autovla_rt.demo.scenes import record_scene
+from autovla_rt.errors import CheckpointError
 from autovla_rt.runtime.planner import Planner
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
@@ -43,7 +43,6 @@ class HerePool:
         return [
             self._change(sample_group(planner, record_scene(order.seed), self._group_size, 1.0))
             for order in orders
-            if isinstance(order, SceneOrder)
         ]
 
 
@@ -222,7 +221,7 @@ def test_a_damaged_or_foreign_state_is_named(tmp_path, make):
     trainer = make(out=tmp_path / "reinforcement")
     trainer.advance()
     trainer.save()
-    with pytest.raises(Exception, match="belongs to other settings"):
+    with pytest.raises(CheckpointError, match="belongs to other settings"):
         make(dataclasses.replace(SMALL, kl=0.5), out=tmp_path / "reinforcement")
     state = tmp_path / "reinforcement" / "state.pt"
     content = bytearray(state.read_bytes())
@@ -246,6 +245,15 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(tmp_path, make_it):
     done = reinforce(out, "--from", checkpoint)
     assert done.returncode == 4, done.stderr
     assert str(checkpoint) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert make_it == "itself" or not out.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = reinforce(tmp_path / "file" / "out", "--from", CHECKPOINT)
+    assert done.returncode == 10
+    assert str(tmp_path / "file" / "out") in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -157,8 +157,8 @@ def test_features_are_those_of_the_frames(planner, scenes, groups):
     np.testing.assert_array_equal(prompted.embeddings[video], others.features)
 
 
-def test_a_planner_keeps_blas_to_one_thread(planner):
-    assert planner.bundle is not None
+@pytest.mark.usefixtures("planner")
+def test_a_planner_keeps_blas_to_one_thread():
     blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     assert blas
     assert {pool["num_threads"] for pool in blas} == {1}
