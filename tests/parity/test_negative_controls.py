@@ -15,7 +15,6 @@ from autovla_rt.export.open_model import ModelFiles, open_model
 from autovla_rt.export.passes.static_mrope import rotary_tables
 from autovla_rt.export.weight_source import ModelWeights
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
-from autovla_rt.runtime.trace import Trace
 
 # One shape is enough for a negative control.
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("pair", ["gqa8-cot"], indirect=True)]
@@ -73,7 +72,7 @@ def vision_error(pair, bundle, weights, folder, vision):
 
 def logits_error(pair, bundle, folder, driving_request):
     """Largest difference from the right engine of one with other rotary tables."""
-    prompted = pair.planner._prompted(driving_request, Trace())
+    prompted = pair.planner.encode(driving_request)
     right, wrong = (
         engine.logits(engine.extend(prompted.embeddings)[-1:])
         for engine in (pair.planner._language, OrtLanguage(Folder(bundle, folder)))

@@ -6,7 +6,6 @@ import torch
 
 from autovla_rt.runtime.decode import generate
 from autovla_rt.runtime.sampling import Sampler, Sampling
-from autovla_rt.runtime.trace import Trace
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +44,7 @@ def test_vision_features_equal_transformers(pair, driving_request, reference_inp
 
 def test_prompt_ids_equal_the_chat_template(pair, driving_request, reference_inputs):
     expected = reference_inputs(pair, driving_request)["input_ids"][0].numpy()
-    prompted = pair.planner._prompted(driving_request, Trace())
+    prompted = pair.planner.encode(driving_request)
     np.testing.assert_array_equal(prompted.ids, expected)
 
 
@@ -55,7 +54,7 @@ def test_last_logits_equal_transformers(pair, driving_request, reference_inputs)
         expected = pair.reference(**inputs).logits[0, -1].numpy()
     assert expected.std() >= 1.5
     planner = pair.planner
-    hidden = planner._language.extend(planner._prompted(driving_request, Trace()).embeddings)
+    hidden = planner._language.extend(planner.encode(driving_request).embeddings)
     actual = planner._language.logits(hidden[-1:])[0]
     report("logits", actual, expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
@@ -69,7 +68,7 @@ def test_64_greedy_tokens_equal_transformers(pair, driving_request, reference_in
         )
     expected = answer[0, inputs["input_ids"].shape[1] :].tolist()
     planner = pair.planner
-    prompted = planner._prompted(driving_request, Trace())
+    prompted = planner.encode(driving_request)
     actual = generate(
         planner._language,
         prompted.embeddings,
