@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from autovla_rt.output_file import write_file
 
 PANELS = (
-    ("Reward", {"reward": "reward", "score": "driving score"}),
+    ("Reward", {"reward": "reward", "score": "driving score", "nearness": "nearness"}),
     ("Reasoning tokens", {"thinking_tokens": "mean of all answers"}),
     ("Slow answers", {"complex_slow": "complex", "straightforward_slow": "straightforward"}),
     ("KL to the supervised model", {"divergence": "nats an answer"}),

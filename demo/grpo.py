@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autovla_rt.demo.group_batch import GroupBatch, pack_groups
-from autovla_rt.demo.grpo_log import add, log_line, summary
+from autovla_rt.demo.grpo_log import add, log_line, reward_of, summary
 from autovla_rt.demo.grpo_settings import GrpoSettings
 from autovla_rt.demo.model_weights import save_weights
 from autovla_rt.demo.policy import Policy, choice_logits
@@ -142,10 +142,10 @@ class Reinforcer:
         settings = self.settings
         worth = [
             advantages(
-                [settings.reward.reward(r.score, r.decoded.thinking_tokens) for r in g.rollouts],
+                [reward_of(answer, settings.reward) for answer in group.rollouts],
                 settings.least_deviation,
             )
-            for g in groups
+            for group in groups
         ]
         kept = [(g, w.values) for g, w in zip(groups, worth, strict=True) if not w.constant]
         sums = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from autovla_rt.demo.rewards import RewardSettings
-from autovla_rt.demo.rollouts import STAGES, Group
+from autovla_rt.demo.rollouts import STAGES, Group, Rollout
 
 
 def add(sums: dict[str, float], more: dict[str, float]) -> None:
@@ -15,14 +15,18 @@ def add(sums: dict[str, float], more: dict[str, float]) -> None:
         sums[name] = sums.get(name, 0.0) + value
 
 
+def reward_of(answer: Rollout, settings: RewardSettings) -> float:
+    """Return the reward of an answer."""
+    return settings.reward(answer.score, answer.nearness, answer.decoded.thinking_tokens)
+
+
 def summary(groups: Sequence[Group], settings: RewardSettings) -> dict[str, float]:
     """Return sums over a step's answers; one whose reward is no number is left out."""
     sums: dict[str, float] = {}
     for group in groups:
         part = "complex" if group.complex else "straightforward"
         for rollout in group.rollouts:
-            tokens = rollout.decoded.thinking_tokens
-            reward = settings.reward(rollout.score, tokens)
+            reward = reward_of(rollout, settings)
             if not math.isfinite(reward):
                 continue
             values = {
@@ -31,10 +35,11 @@ def summary(groups: Sequence[Group], settings: RewardSettings) -> dict[str, floa
                 f"{part}_slow": float(rollout.decoded.mode == "slow"),
                 "reward": reward,
                 "score": rollout.score.score,
+                "nearness": rollout.nearness,
                 "collisions": float(not rollout.score.no_collision),
                 "off_road": float(not rollout.score.on_road),
                 "red_lights": float(rollout.score.red_light),
-                "thinking_tokens": float(tokens),
+                "thinking_tokens": float(rollout.decoded.thinking_tokens),
             }
             add(sums, values)
     return sums
@@ -43,7 +48,10 @@ def summary(groups: Sequence[Group], settings: RewardSettings) -> dict[str, floa
 def log_line(sums: dict[str, float]) -> dict[str, float]:
     """Turn sums into the means of a line of the log."""
     means = {
-        "answers": ("reward", "score", "collisions", "off_road", "red_lights", "thinking_tokens"),
+        "answers": (
+            *("reward", "score", "nearness", "collisions", "off_road", "red_lights"),
+            "thinking_tokens",
+        ),
         "updated_answers": ("divergence",),
         "choices": ("engine_gap",),
         "complex_answers": ("complex_slow",),

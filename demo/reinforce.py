@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--driven-share", type=float, default=defaults.driven_share)
     parser.add_argument("--kl", type=float, default=defaults.kl)
     parser.add_argument("--lr", type=float, default=defaults.lr)
+    parser.add_argument("--imitation", type=float, default=reward.imitation, help="share, 0 to 1")
     parser.add_argument("--penalty-weight", type=float, default=reward.weight)
     parser.add_argument("--penalty-centre", type=float, default=reward.centre, help="tokens")
     parser.add_argument("--penalty-width", type=float, default=reward.width, help="tokens")
@@ -125,7 +126,10 @@ def main() -> None:
         kl=arguments.kl,
         lr=arguments.lr,
         reward=RewardSettings(
-            arguments.penalty_weight, arguments.penalty_centre, arguments.penalty_width
+            arguments.imitation,
+            arguments.penalty_weight,
+            arguments.penalty_centre,
+            arguments.penalty_width,
         ),
     )
     training = partial(run, arguments.out, arguments.checkpoint, settings)

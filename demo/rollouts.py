@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from autovla_rt.demo.drivers import FRAME_HEIGHT, FRAME_WIDTH, request_of
 from autovla_rt.demo.plan_score import PlanJudge
 from autovla_rt.demo.render import render_moments
+from autovla_rt.demo.rewards import nearness
 from autovla_rt.demo.scenes import Scene
 from autovla_rt.demo.score import Score
 from autovla_rt.runtime.backends import Float
@@ -43,11 +44,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled answer: what was said, what was chosen in it, and how it drives."""
+    """One sampled answer: what was said, what was chosen in it, and how it drives.
+
+    `nearness` is that of the plan to the expert's (see rewards.py).
+    """
 
     decoded: Decoded
     choices: tuple[Choice, ...]
     score: Score
+    nearness: float
 
 
 @dataclass(frozen=True)
@@ -119,8 +124,9 @@ def sample_group(planner: Planner, scene: Scene, size: int, temperature: float) 
             prompted, sampler=sampler, thinking_token_budget=THINKING_TOKEN_BUDGET
         )
         choices = sampler.choices(len(prompted.ids), decoded.output_ids)
-        score = judge.score(planner.trajectory(decoded))
-        rollouts.append(Rollout(decoded, choices, score))
+        trajectory = planner.trajectory(decoded)
+        score, near = judge.score(trajectory), nearness(trajectory, scene.trajectory)
+        rollouts.append(Rollout(decoded, choices, score, near))
     videos = planner.bundle.prompt().videos
     features = [prompted.embeddings[v.start : v.start + v.count] for v in videos]
     return Group(scene.complex, prompted.ids, np.concatenate(features), tuple(rollouts))
