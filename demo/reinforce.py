@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from dataclasses import asdict
 from functools import partial
@@ -99,6 +100,21 @@ def describe(settings: GrpoSettings, folder: Path, digest: str) -> dict[str, obj
     }
 
 
+def share(text: str) -> float:
+    """Read an argument from 0 to 1.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
+    return value
+
+
 def main() -> None:
     """Read the arguments, train, say where it ended."""
     defaults, reward = GrpoSettings(STEPS), RewardSettings()
@@ -109,10 +125,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--scenes", type=int, default=defaults.scenes_per_step, help="of a step")
     parser.add_argument("--group-size", type=int, default=defaults.group_size)
-    parser.add_argument("--driven-share", type=float, default=defaults.driven_share)
+    parser.add_argument("--driven-share", type=share, default=defaults.driven_share)
     parser.add_argument("--kl", type=float, default=defaults.kl)
     parser.add_argument("--lr", type=float, default=defaults.lr)
-    parser.add_argument("--imitation", type=float, default=reward.imitation, help="share, 0 to 1")
+    parser.add_argument("--imitation", type=share, default=reward.imitation)
     parser.add_argument("--penalty-weight", type=float, default=reward.weight)
     parser.add_argument("--penalty-centre", type=float, default=reward.centre, help="tokens")
     parser.add_argument("--penalty-width", type=float, default=reward.width, help="tokens")

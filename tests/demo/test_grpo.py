@@ -19,6 +19,7 @@ from autovla_rt.demo.curves import draw_curves
 from autovla_rt.demo.grpo import Reinforcer
 from autovla_rt.demo.grpo_settings import GrpoSettings
 from autovla_rt.demo.policy import open_policy
+from autovla_rt.demo.reinforce import main
 from autovla_rt.demo.rewards import RewardSettings
 from autovla_rt.demo.rollout_engine import RolloutEngine
 from autovla_rt.demo.rollouts import sample_group
@@ -57,6 +58,9 @@ def make(tmp_path):
         return Reinforcer(settings, open_policy(CHECKPOINT), engine, pool, out)
 
     return trainer
+
+
+SCORE_ALONE = RewardSettings(imitation=0.0, weight=0.0)
 
 
 def log_of(folder):
@@ -113,7 +117,7 @@ def test_what_is_rewarded_becomes_more_probable(make):
         return with_scores(group, [1 - mean / 2048 for mean in means])
 
     settings = dataclasses.replace(
-        SMALL, steps=24, group_size=8, lr=1e-3, kl=0.0, reward=RewardSettings(weight=0.0)
+        SMALL, steps=24, group_size=8, lr=1e-3, kl=0.0, reward=SCORE_ALONE
     )
     trainer = make(settings, change)
     for _ in range(settings.steps):
@@ -138,7 +142,7 @@ def test_a_reward_that_is_no_number_is_counted_and_teaches_nothing(make):
 
 @pytest.mark.parametrize("scores", [[0.5] * 3, [math.nan] * 3, [math.nan, 0.5, 0.5]])
 def test_a_group_without_a_difference_is_counted_and_skipped(make, scores):
-    settings = dataclasses.replace(SMALL, reward=RewardSettings(weight=0.0))
+    settings = dataclasses.replace(SMALL, reward=SCORE_ALONE)
     trainer = make(settings, lambda group: with_scores(group, scores))
     before = weights_of(trainer)
     trainer.advance()
@@ -247,6 +251,19 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(tmp_path, make_it):
     assert str(checkpoint) in done.stderr
     assert "Traceback" not in done.stderr
     assert make_it == "itself" or not out.exists()
+
+
+@pytest.mark.parametrize("option", ["--imitation", "--driven-share"])
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "nan", "half"])
+def test_what_is_no_share_is_refused(tmp_path, monkeypatch, capsys, option, value):
+    out = tmp_path / "out"
+    words = ["reinforce", str(out), "--from", str(CHECKPOINT), f"{option}={value}"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert exited.value.code == 2
+    assert f"expected a share from 0 to 1, got '{value}'" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -21,6 +21,7 @@ from autovla_rt.demo.group_batch import pack_groups
 from autovla_rt.demo.policy import choice_logits, open_policy
 from autovla_rt.demo.policy_loss import policy_terms
 from autovla_rt.demo.render import render_moments
+from autovla_rt.demo.rewards import nearness
 from autovla_rt.demo.rollout_engine import RolloutEngine
 from autovla_rt.demo.rollout_pool import RolloutPool, SceneOrder
 from autovla_rt.demo.rollouts import STAGES, RecordingSampler, sample_group
@@ -79,6 +80,13 @@ def test_an_answers_choices_are_what_it_holds(groups):
                 assert ids[choice.position - len(group.prompt_ids)] == choice.token_id
                 assert choice.log_probability <= 0
     assert modes == {"fast", "slow"}
+
+
+def test_nearness_is_the_plans(planner, undecided, groups):
+    for rollout in groups[0].rollouts:
+        plan = planner.trajectory(rollout.decoded)
+        assert rollout.nearness == nearness(plan, undecided.trajectory)
+    assert len({rollout.nearness for rollout in groups[0].rollouts}) > 1
 
 
 def test_equal_seeds_give_equal_answers_and_others_do_not(planner, undecided, groups):
