@@ -64,8 +64,8 @@ class Reinforcer:
         policy: The checkpoint's; its model is trained in place.
         engine: Builds the engine that samples.
         pool: Samples with it.
-        out: Gets `state.pt`, `log.jsonl` and `model.safetensors` (float16, the hub's layout), each
-            of them complete at any moment.
+        out: Gets `state.pt`, `log.jsonl` and `model.safetensors` (float16, the hub's layout, the
+            moving average of the weights), each of them complete at any moment.
 
     Raises:
         CheckpointError: `out` has a state that is damaged or belongs to other settings.
@@ -87,6 +87,7 @@ class Reinforcer:
         model.visual.requires_grad_(False)
         model.auxiliary.requires_grad_(False)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.lr, betas=settings.betas, weight_decay=0.0, fused=True
         )
@@ -112,10 +113,11 @@ class Reinforcer:
             "seconds": self.seconds,
             "sums": self.sums,
             "model": self.model.state_dict(),
+            "average": self.average,
             "optimizer": self._optimizer.state_dict(),
         }
         write_state(self.out / STATE_FILE, state)
-        save_weights(self.model, self.out / WEIGHTS_FILE)
+        save_weights(self.model, self.out / WEIGHTS_FILE, self.average)
 
     def _resume(self) -> None:
         path = self.out / STATE_FILE
@@ -123,6 +125,7 @@ class Reinforcer:
             state = read_state(path, self._fingerprint)
             self.step, self.seconds, self.sums = state["step"], state["seconds"], state["sums"]
             self.model.load_state_dict(state["model"])
+            self.average = state["average"]
             self._optimizer.load_state_dict(state["optimizer"])
         drop_log_after(self.out / LOG_FILE, self.step)
 
@@ -164,7 +167,14 @@ class Reinforcer:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self._follow()
         return {**sums, "grad_norm": float(norm), "updated_answers": float(answers), "steps": 1.0}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the weights."""
+        weights = [p for _, p in self.model.named_parameters()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.settings.ema_decay)
 
     def _micro_batch(self, batch: GroupBatch, values: Tensor, answers: int) -> dict[str, float]:
         stages = torch.from_numpy(batch.stages)

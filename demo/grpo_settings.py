@@ -26,6 +26,8 @@ class GrpoSettings:
         least_deviation: See `rewards.advantages`.
         reward: What an answer is worth.
         lr: Learning rate after `warmup_steps`.
+        ema_decay: Of the moving average of weights, which is what is exported; the weights
+            themselves sample.
         save_every: Steps between two states on the disk.
         threads: Of torch.
         processes: That sample side by side, one thread each.
@@ -45,6 +47,7 @@ class GrpoSettings:
     warmup_steps: int = 10
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+    ema_decay: float = 0.97
     save_every: int = 10
     log_every: int = 5
     threads: int = 2
