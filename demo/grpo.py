@@ -173,7 +173,7 @@ class Reinforcer:
     @torch.no_grad()
     def _follow(self) -> None:
         """Move the average towards the weights."""
-        weights = [p for _, p in self.model.named_parameters()]
+        weights: list[Tensor] = [p for _, p in self.model.named_parameters()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.settings.ema_decay)
 
     def _micro_batch(self, batch: GroupBatch, values: Tensor, answers: int) -> dict[str, float]:
