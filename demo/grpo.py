@@ -37,6 +37,8 @@ from autovla_rt.demo.training_state import (
 
 FIRST_SEED = 1_000_000_000
 """Scenes of reinforcement; supervised training's seeds lie below, the benchmarks' above."""
+MOST_STEPS = 100_000
+"""Trainings with other seeds have other scenes."""
 
 
 def reinforce(trainer: Reinforcer) -> int:
@@ -132,7 +134,8 @@ class Reinforcer:
     def _sample(self) -> list[Group]:
         """Sample a group for each scene of this step."""
         settings = self.settings
-        first = FIRST_SEED + (settings.seed * settings.steps + self.step) * settings.scenes_per_step
+        number = settings.seed * MOST_STEPS + self.step
+        first = FIRST_SEED + number * settings.scenes_per_step
         driven = round(settings.driven_share * settings.scenes_per_step)
         orders = [
             SceneOrder(first + index, driven=index < driven)

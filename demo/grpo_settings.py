@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 
 from autovla_rt.demo.rewards import RewardSettings
 
-PACE = ("save_every", "log_every", "threads", "processes", "groups_per_batch")
-"""Settings that may change between two runs of one training."""
+PACE = ("steps", "save_every", "log_every", "threads", "processes", "groups_per_batch")
+"""Settings that may change between two runs of one training; more steps go on where it ended."""
 
 
 @dataclass(frozen=True)
