@@ -39,11 +39,11 @@ endif
 demo-engine: $(VENV)/base.stamp
 	$(CLI) build --checkpoint $(DEMO)/base --config $(DEMO)/config.yaml --recipe demo/recipe.toml --target $(TARGET) --precision $(PRECISION) --frame-size 392x224 --note "$(DEMO_NOTE)" --out engines/demo
 
-demo-model: $(VENV)/dev.stamp  ## Train the demo checkpoint anew in build/demo-model (70 minutes on 2 cores)
+demo-model: $(VENV)/dev.stamp  ## Train the supervised miniature in build/demo-model (70 minutes on 2 cores)
 	$(BIN)/python -m autovla_rt.demo.train build/demo-model
 
-demo-model-rl: $(VENV)/dev.stamp  ## Reinforce DEMO with GRPO in build/demo-model-rl (25 minutes on 2 cores)
-	$(BIN)/python -m autovla_rt.demo.reinforce build/demo-model-rl --from $(DEMO)
+demo-model-rl: demo-model  ## Reinforce build/demo-model with GRPO in build/demo-model-rl (25 minutes more)
+	$(BIN)/python -m autovla_rt.demo.reinforce build/demo-model-rl --from build/demo-model
 
 test: $(VENV)/dev.stamp  ## Run the tests
 	$(BIN)/pytest -n 2 --dist loadfile

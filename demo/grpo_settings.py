@@ -38,9 +38,9 @@ class GrpoSettings:
     seed: int = 0
     scenes_per_step: int = 16
     group_size: int = 8
-    driven_share: float = 0.5
+    driven_share: float = 0.75
     temperature: float = 1.0
-    kl: float = 0.05
+    kl: float = 0.15
     least_deviation: float = 0.05
     reward: RewardSettings = field(default_factory=RewardSettings)
     lr: float = 5e-5

@@ -37,7 +37,7 @@ from autovla_rt.demo.training_state import LOG_FILE
 from autovla_rt.errors import CheckpointError
 from autovla_rt.output_file import write_file
 
-STEPS = 180
+STEPS = 160
 CURVES_FILE = "curves.png"
 
 

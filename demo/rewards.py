@@ -39,8 +39,8 @@ class RewardSettings:
         width: Tokens below and above the centre at which 27 % and 73 % of it are due.
     """
 
-    imitation: float = 0.6
-    weight: float = 0.1
+    imitation: float = 0.7
+    weight: float = 0.3
     centre: float = 20.0
     width: float = 6.0
 
