@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from autovla_rt.errors import CapacityError, InputError
 from autovla_rt.runtime.backends import Float, LanguageEngine
+from autovla_rt.runtime.draft import NO_DRAFT, Draft, continuation
 from autovla_rt.runtime.grammar import Actions, Grammar, Literal
 from autovla_rt.runtime.reasoning import Free
 from autovla_rt.runtime.sampling import Sampler, require_usable
+from autovla_rt.runtime.tape import Tape
 from autovla_rt.runtime.trace import Trace
 
 Mode = typing.Literal["auto", "fast", "slow"]
@@ -40,6 +42,8 @@ class Decoded:
             "thinking_budget", or "capacity" (the KV cache was full but for the plan).
         forward_passes: Passes of the language model, the prefill included.
         thinking_tokens: Reasoning ids that were generated.
+        drafted: Ids that were passed as guesses.
+        accepted: How many of them the answer has.
     """
 
     output_ids: tuple[int, ...]
@@ -51,6 +55,8 @@ class Decoded:
     finish_reason: FinishReason
     forward_passes: int
     thinking_tokens: int
+    drafted: int
+    accepted: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ def decode(
     mode: Mode,
     thinking_token_budget: int,
     trace: Trace,
+    draft: Draft = NO_DRAFT,
 ) -> Decoded:
     """Decode one answer under the grammar: always a whole one with exactly the grammar's actions.
 
@@ -82,6 +89,7 @@ def decode(
         mode: "auto" lets the model decide; "fast" and "slow" force the branch.
         thinking_token_budget: Most reasoning ids to generate before the reasoning is closed.
         trace: Receives the spans prefill, decision, reasoning and actions.
+        draft: What the answer may be; it saves passes and changes nothing else.
 
     Raises:
         InputError: The mode or the budget cannot be served by this grammar.
@@ -92,10 +100,10 @@ def decode(
     allowed = grammar.branches if mode == "auto" else (mode,)
     needed = {branch: grammar.positions(branch) for branch in allowed}
     _require_capacity(engine, len(prompt_ids), max(needed.values()))
-    tape = _Tape(engine, prompt_ids)
+    tape = Tape(engine, prompt_ids)
     tape.write(*grammar.opening)
     with trace.span("prefill"):
-        tape.prefill(prompt_embeddings)
+        tape.prefill(prompt_embeddings, _opening_guess(grammar, mode, draft))
     branch, p_slow = "direct", None
     if grammar.choice is not None:
         with trace.span("decision"):
@@ -109,10 +117,10 @@ def decode(
             case Free():
                 spare = engine.capacity - len(prompt_ids) - needed[branch]
                 with trace.span("reasoning"):
-                    thoughts = _reason(tape, segment, sampler, thinking_token_budget, spare)
+                    thoughts = _reason(tape, segment, sampler, thinking_token_budget, spare, draft)
             case Actions(count):
                 with trace.span("actions"):
-                    action_indices = _act(tape, grammar, sampler, count)
+                    action_indices = _act(tape, grammar, sampler, count, draft.actions)
     return Decoded(
         output_ids=tuple(tape.ids[len(prompt_ids) :]),
         action_ids=tuple(grammar.actions.action_start_id + index for index in action_indices),
@@ -123,6 +131,8 @@ def decode(
         finish_reason=thoughts.finish_reason,
         forward_passes=tape.passes,
         thinking_tokens=len(thoughts.ids),
+        drafted=tape.guessed,
+        accepted=tape.hits,
     )
 
 
@@ -144,7 +154,7 @@ def generate(
         CapacityError: The engine is full before the answer has ended.
         BundleError: The engine returned unusable logits.
     """
-    tape = _Tape(engine, prompt_ids)
+    tape = Tape(engine, prompt_ids)
     tape.prefill(prompt_embeddings)
     for _ in range(max_new_tokens):
         logits = engine.logits(tape.hidden())[0]
@@ -155,52 +165,7 @@ def generate(
             return
 
 
-class _Tape:
-    """The sequence so far: ids that the engine holds and, behind them, ids not yet passed."""
-
-    def __init__(self, engine: LanguageEngine, prompt_ids: Sequence[int] | TokenIds) -> None:
-        self.engine = engine
-        self.ids = [int(i) for i in prompt_ids]
-        self.passes = 0
-        self._prompt_length = len(self.ids)
-        self._hidden: Float | None = None
-
-    def write(self, *ids: int) -> None:
-        self.ids.extend(ids)
-
-    def prefill(self, prompt_embeddings: Float) -> None:
-        """Pass the rest of the prompt and all that was written behind it."""
-        held, given = self.engine.length, prompt_embeddings.shape[0]
-        if held + given != self._prompt_length:
-            raise ValueError(
-                f"The prompt has {self._prompt_length} ids, but the engine holds {held} positions "
-                f"and {given} embeddings were given: truncate the engine to the prefix first."
-            )
-        self._pass(np.concatenate([prompt_embeddings, self._embed(self._prompt_length)]))
-
-    def hidden(self) -> Float:
-        """Return [1, hidden] of the last id; all ids not yet passed go into one pass."""
-        if self.engine.length < len(self.ids):
-            self._pass(self._embed(self.engine.length))
-        assert self._hidden is not None
-        return self._hidden
-
-    def rollback(self, length: int) -> None:
-        """Forget the ids from `length` on; something must be written before `hidden` is read."""
-        del self.ids[length:]
-        if self.engine.length > length:
-            self.engine.truncate(length)
-            self._hidden = None
-
-    def _embed(self, start: int) -> Float:
-        return self.engine.embed(np.asarray(self.ids[start:], dtype=np.int64))
-
-    def _pass(self, embeddings: Float) -> None:
-        self._hidden = self.engine.extend(embeddings)[-1:]
-        self.passes += 1
-
-
-def _decide(tape: _Tape, grammar: Grammar, sampler: Sampler, mode: Mode) -> tuple[str, float]:
+def _decide(tape: Tape, grammar: Grammar, sampler: Sampler, mode: Mode) -> tuple[str, float]:
     """Choose the branch from the two choice tokens' logits alone, and write its token."""
     assert grammar.choice is not None
     candidates = np.array([grammar.choice.fast_id, grammar.choice.slow_id])
@@ -215,11 +180,35 @@ def _decide(tape: _Tape, grammar: Grammar, sampler: Sampler, mode: Mode) -> tupl
     return BRANCHES[chosen], float(weights[1] / weights.sum())
 
 
-def _reason(tape: _Tape, free: Free, sampler: Sampler, budget: int, spare: int) -> _Thoughts:
+def _opening_guess(grammar: Grammar, mode: Mode, draft: Draft) -> list[int]:
+    """Guess what follows the opening: the likely branch up to where the draft ends."""
+    if not draft.in_prefill:
+        return []
+    branch, guess = "direct", list[int]()
+    if grammar.choice is not None:
+        branch = draft.mode if mode == "auto" else mode
+        guess.append(grammar.choice.fast_id if branch == "fast" else grammar.choice.slow_id)
+    for segment in grammar.branches[branch]:
+        match segment:
+            case Literal(ids):
+                guess.extend(ids)
+            case Free():
+                return guess + continuation([draft.answer], guess, draft.reasoning_ahead)
+            case Actions(count):
+                return guess + _action_ids(grammar, draft.actions[: count - 1])
+    return guess
+
+
+def _reason(
+    tape: Tape, free: Free, sampler: Sampler, budget: int, spare: int, draft: Draft
+) -> _Thoughts:
     """Reason freely until the closing tag, the budget or the cache's spare positions end it."""
     start = len(tape.ids)
     for _ in range(min(budget, spare)):
-        logits = tape.engine.logits(tape.hidden())[0][free.legal_ids]
+        guess: list[int] = []
+        if draft.reasoning_ahead and tape.needs_pass:
+            guess = continuation([draft.answer, tape.ids], tape.ids, draft.reasoning_ahead)
+        logits = tape.engine.logits(tape.hidden(guess))[0][free.legal_ids]
         chosen = sampler.choose(logits, free.legal_ids, tape.ids, stage="reasoning")
         token_id = int(free.legal_ids[chosen])
         if free.closes(tape.ids[start:], token_id):
@@ -236,15 +225,32 @@ def _reason(tape: _Tape, free: Free, sampler: Sampler, budget: int, spare: int) 
     )
 
 
-def _act(tape: _Tape, grammar: Grammar, sampler: Sampler, count: int) -> tuple[int, ...]:
-    """Choose `count` actions through the action head; the last one needs no pass of its own."""
-    indices = []
-    for _ in range(count):
-        logits = tape.engine.action_logits(tape.hidden())[0]
+def _act(
+    tape: Tape, grammar: Grammar, sampler: Sampler, count: int, draft: Sequence[int]
+) -> tuple[int, ...]:
+    """Choose `count` actions through the action head; the last one needs no pass of its own.
+
+    Where a guess was wrong, the next one is what the model chose behind it (Jacobi iteration:
+    Santilli et al. 2023, section 3).
+    """
+    likely = _action_ids(grammar, draft[: count - 1])
+    indices: list[int] = []
+    passes = None
+    for step in range(count):
+        hidden = tape.hidden(likely[step:])
+        if tape.passes != passes and len(tape.ahead()):
+            own = tape.engine.action_logits(tape.ahead()).argmax(-1)[: count - 2 - step]
+            likely[step + 1 : step + 1 + len(own)] = _action_ids(grammar, own)
+        passes = tape.passes
+        logits = tape.engine.action_logits(hidden)[0]
         index = sampler.choose(logits, grammar.action_ids, tape.ids, stage="action")
         indices.append(index)
         tape.write(int(grammar.action_ids[index]))
     return tuple(indices)
+
+
+def _action_ids(grammar: Grammar, indices: Sequence[int] | TokenIds) -> list[int]:
+    return [grammar.actions.action_start_id + int(index) for index in indices]
 
 
 def require_possible(grammar: Grammar, mode: Mode, thinking_token_budget: int) -> None:

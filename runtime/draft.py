@@ -1,0 +1,62 @@
+"""Drafts: cheap guesses of an answer, which a pass of the model confirms or corrects."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LONGEST_MATCH = 8
+"""Ids before a place in an earlier text that are compared with the last ones written."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What an answer may turn out to be.
+
+    It decides how many passes an answer takes, never what it says.
+
+    Attributes:
+        actions: Rows of the codebook, from the first action on; may be fewer than the plan has.
+        answer: Ids of an earlier answer, whose reasoning may come again.
+        mode: The branch that is likely where the model decides.
+        in_prefill: Whether the prefill's pass takes the likely branch and its draft along.
+        reasoning_ahead: Ids of reasoning that are guessed at a time; 0 guesses none.
+    """
+
+    actions: tuple[int, ...] = ()
+    answer: tuple[int, ...] = ()
+    mode: typing.Literal["fast", "slow"] = "fast"
+    in_prefill: bool = True
+    reasoning_ahead: int = 8
+
+
+NO_DRAFT = Draft(in_prefill=False, reasoning_ahead=0)
+"""Guesses nothing: a pass for every token that is chosen."""
+
+
+def continuation(texts: Sequence[Sequence[int]], written: Sequence[int], count: int) -> list[int]:
+    """Guess at most `count` ids that follow `written`: what followed its like in earlier texts.
+
+    The place is taken that shares the longest run of last ids with `written` (prompt lookup:
+    Saxena 2023), the last one in the first of the texts if several do; without a shared id there is
+    no guess.
+    """
+    best, found = 0, []
+    for text in texts:
+        for end in range(len(text) - 1, 0, -1):
+            shared = _shared(text, end, written)
+            if shared > best:
+                best, found = shared, list(text[end : end + count])
+                if best == LONGEST_MATCH:
+                    return found
+    return found
+
+
+def _shared(text: Sequence[int], end: int, written: Sequence[int]) -> int:
+    """Count the last ids of `text[:end]` that are the last ones of `written`, too."""
+    most = min(end, len(written), LONGEST_MATCH)
+    for count in range(most):
+        if text[end - 1 - count] != written[-1 - count]:
+            return count
+    return most
