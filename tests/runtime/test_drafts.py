@@ -1,0 +1,160 @@
+"""Drafts save passes and change nothing else."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autovla_rt.runtime.decode import decode
+from autovla_rt.runtime.draft import NO_DRAFT, Draft, continuation
+from autovla_rt.runtime.sampling import Sampler, Sampling
+from autovla_rt.runtime.trace import Trace
+
+START, VOCAB = 151665, 151665 + 2048
+PROMPT = np.array([151644, 872, 198, 151656, 151656, 100, 151645, 198], np.int64)
+
+SAMPLINGS = (Sampling(), Sampling(1.0, seed=3), Sampling(repetition_penalty=1.3))
+
+quick = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+
+
+def babble(seed, words):
+    """A model that writes now this of a few tokens, now that, by all that came before."""
+
+    def rule(history):
+        digest = hashlib.sha256(repr((seed, history)).encode()).digest()
+        rng = np.random.default_rng(list(digest))
+        logits = np.zeros(VOCAB, np.float32)
+        logits[words] = rng.normal(0, 3, len(words))
+        logits[START : START + 6] = rng.normal(4, 2, 6)
+        return logits
+
+    return rule
+
+
+def run(engine, grammar, draft, **options):
+    options = {"mode": "auto", "thinking_token_budget": 12, "sampling": Sampling()} | options
+    options |= {"sampler": Sampler(options.pop("sampling")), "trace": Trace(), "draft": draft}
+    return decode(engine, grammar, PROMPT, engine.embed(PROMPT), **options)
+
+
+def said(decoded):
+    """What an answer says, without what it cost."""
+    return dataclasses.replace(decoded, forward_passes=0, drafted=0, accepted=0)
+
+
+@quick
+@given(data=st.data())
+def test_an_answer_is_the_same_with_every_draft(fake_engine, cot_grammar, data):
+    seed = data.draw(st.integers(0, 1000))
+    rule = babble(seed, [100, 101, 198, 624, 522, 1339, *_choice(cot_grammar)])
+    mode = data.draw(st.sampled_from(["auto", "fast", "slow"]))
+    sampling = data.draw(st.sampled_from(SAMPLINGS))
+    needed = max(cot_grammar.positions(m) for m in ("fast", "slow"))
+    capacity = len(PROMPT) + needed + data.draw(st.integers(0, 20))
+    options = {"mode": mode, "sampling": sampling}
+    plain = run(fake_engine(rule, capacity), cot_grammar, NO_DRAFT, **options)
+    other = run(fake_engine(babble(seed + 1, [100, 101, 198]), 4096), cot_grammar, NO_DRAFT)
+    near = [
+        action if data.draw(st.integers(0, 3)) else data.draw(st.integers(0, 2047))
+        for action in plain.action_indices
+    ]
+    draft = Draft(
+        actions=tuple(near[: data.draw(st.integers(0, 14))]),
+        answer=data.draw(st.sampled_from([(), plain.output_ids, other.output_ids])),
+        mode=data.draw(st.sampled_from(["fast", "slow"])),
+        in_prefill=data.draw(st.booleans()),
+        reasoning_ahead=data.draw(st.integers(0, 40)),
+    )
+    engine = fake_engine(rule, capacity)
+    drafted = run(engine, cot_grammar, draft, **options)
+    assert said(drafted) == said(plain)
+    assert drafted.forward_passes <= plain.forward_passes
+    assert 0 <= drafted.accepted <= drafted.drafted
+    assert engine.length <= capacity
+
+
+def _choice(grammar):
+    return [grammar.choice.fast_id, grammar.choice.slow_id]
+
+
+@pytest.fixture
+def fast_rule(cot_grammar):
+    babbling = babble(5, [])
+
+    def rule(history):
+        logits = babbling(history)
+        logits[cot_grammar.choice.fast_id] = 20
+        return logits
+
+    return rule
+
+
+def test_a_right_draft_in_the_prefill_leaves_no_other_pass(fake_engine, cot_grammar, fast_rule):
+    plain = run(fake_engine(fast_rule), cot_grammar, NO_DRAFT)
+    assert (plain.mode, plain.forward_passes) == ("fast", 11)
+    engine = fake_engine(fast_rule)
+    drafted = run(engine, cot_grammar, Draft(actions=plain.action_indices))
+    scaffold = 1 + len(cot_grammar.branches["fast"][0].ids)
+    assert drafted.forward_passes == 1
+    assert drafted.drafted == drafted.accepted == scaffold + 9
+    behind = run(fake_engine(fast_rule), cot_grammar, Draft(plain.action_indices, in_prefill=False))
+    assert behind.forward_passes == 2
+    assert behind.drafted == behind.accepted == 9
+
+
+def test_a_wrong_mode_in_the_prefill_costs_one_pass_at_most(fake_engine, cot_grammar, fast_rule):
+    wrong = run(fake_engine(fast_rule), cot_grammar, Draft(mode="slow"))
+    assert wrong.mode == "fast"
+    assert wrong.forward_passes == 11
+
+
+def test_one_wrong_action_costs_a_pass_and_the_models_own_choices_come_next(
+    fake_engine, cot_grammar
+):
+    """A model whose action depends on the step alone accepts its own choices behind an error."""
+
+    def rule(history):
+        logits = np.zeros(VOCAB, np.float32)
+        logits[cot_grammar.choice.fast_id] = 1
+        logits[START + len(history) % 50] = 9
+        return logits
+
+    plain = run(fake_engine(rule), cot_grammar, NO_DRAFT)
+    wrong = list(plain.action_indices)
+    wrong[2], wrong[6] = 1999, 1998
+    drafted = run(fake_engine(rule), cot_grammar, Draft(actions=tuple(wrong)))
+    assert said(drafted) == said(plain)
+    assert drafted.forward_passes == 2
+
+
+def test_reasoning_that_comes_again_takes_few_passes(fake_engine, cot_grammar):
+    rule = babble(7, [100, 101, 102, 103, cot_grammar.choice.slow_id])
+    options = {"mode": "slow", "thinking_token_budget": 40}
+    plain = run(fake_engine(rule), cot_grammar, NO_DRAFT, **options)
+    assert plain.thinking_tokens == 40
+    again = Draft(plain.action_indices, plain.output_ids, "slow")
+    drafted = run(fake_engine(rule), cot_grammar, again, **options)
+    assert said(drafted) == said(plain)
+    assert drafted.forward_passes <= plain.forward_passes / 5
+
+
+@pytest.mark.parametrize(
+    ("texts", "written", "expected"),
+    [
+        ([[1, 2, 3, 4, 5]], [9, 2, 3], [4, 5]),
+        ([[1, 2, 3, 4, 2, 9]], [1, 2], [3, 4]),  # the longer match, not the later one
+        ([[1, 2, 3, 1, 2, 4]], [0, 1, 2], [4]),  # of equal ones the later
+        ([[7, 2, 3], [8, 2, 4]], [2], [3]),  # of equal texts the first
+        ([[1, 2, 3]], [3], []),  # nothing follows it
+        ([[1, 2, 3]], [9], []),
+        ([[]], [1], []),
+        ([], [1], []),
+        ([[1, 2]], [], []),
+    ],
+)
+def test_a_continuation_is_what_followed_the_like(texts, written, expected):
+    assert continuation(texts, written, 2) == expected[:2]
