@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.errors import CapacityError, InputError
+from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine
-from autovla_rt.runtime.draft import NO_DRAFT, Draft, continuation
+from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement, continuation
 from autovla_rt.runtime.grammar import Actions, Grammar, Literal
 from autovla_rt.runtime.reasoning import Free
 from autovla_rt.runtime.sampling import Sampler, require_usable
@@ -77,6 +79,8 @@ def decode(
     thinking_token_budget: int,
     trace: Trace,
     draft: Draft = NO_DRAFT,
+    refinement: Refinement | None = None,
+    codebook: Codebook | None = None,
 ) -> Decoded:
     """Decode one answer under the grammar: always a whole one with exactly the grammar's actions.
 
@@ -90,6 +94,8 @@ def decode(
         thinking_token_budget: Most reasoning ids to generate before the reasoning is closed.
         trace: Receives the spans prefill, decision, reasoning and actions.
         draft: What the answer may be; it saves passes and changes nothing else.
+        refinement: Take the plan after so many passes over the draft; None is exact.
+        codebook: What moves the plan by how much, for a refinement with a tolerance.
 
     Raises:
         InputError: The mode or the budget cannot be served by this grammar.
@@ -120,7 +126,12 @@ def decode(
                     thoughts = _reason(tape, segment, sampler, thinking_token_budget, spare, draft)
             case Actions(count):
                 with trace.span("actions"):
-                    action_indices = _act(tape, grammar, sampler, count, draft.actions)
+                    if refinement is None:
+                        action_indices = _act(tape, grammar, sampler, count, draft.actions)
+                    else:
+                        action_indices = _refine(
+                            tape, grammar, count, draft.actions, refinement, codebook
+                        )
     return Decoded(
         output_ids=tuple(tape.ids[len(prompt_ids) :]),
         action_ids=tuple(grammar.actions.action_start_id + index for index in action_indices),
@@ -247,6 +258,37 @@ def _act(
         indices.append(index)
         tape.write(int(grammar.action_ids[index]))
     return tuple(indices)
+
+
+def _refine(
+    tape: Tape,
+    grammar: Grammar,
+    count: int,
+    draft: Sequence[int],
+    refinement: Refinement,
+    codebook: Codebook | None,
+) -> tuple[int, ...]:
+    """Take the model's own choices after the refinement's passes over the draft."""
+    chosen = [*draft[:count], *([0] * (count - len(draft)))]
+    for _ in range(refinement.passes):
+        before = chosen
+        states = tape.look(_action_ids(grammar, chosen[:-1]))
+        logits = tape.engine.action_logits(states)
+        for row in logits:
+            require_usable(row, "action")
+        chosen = [int(index) for index in logits.argmax(-1)]
+        if chosen == before or _moved(codebook, before, chosen) <= refinement.tolerance:
+            break
+    tape.write(*_action_ids(grammar, chosen))
+    return tuple(chosen)
+
+
+def _moved(codebook: Codebook | None, before: Sequence[int], after: Sequence[int]) -> float:
+    """Return how far apart the farthest two poses of two plans are, m; infinity if unknown."""
+    if codebook is None:
+        return math.inf
+    plans = [codebook.decode(np.array(indices, np.int64)) for indices in (before, after)]
+    return float(np.hypot(*(plans[0] - plans[1])[:, :2].T).max())
 
 
 def _action_ids(grammar: Grammar, indices: Sequence[int] | TokenIds) -> list[int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from autovla_rt.errors import InputError
 
 LONGEST_MATCH = 8
 """Ids before a place in an earlier text that are compared with the last ones written."""
@@ -29,6 +32,29 @@ class Draft:
     mode: typing.Literal["fast", "slow"] = "fast"
     in_prefill: bool = True
     reasoning_ahead: int = 8
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Take what the model chooses after a few passes over the draft, instead of what is exact.
+
+    Each pass gives the model's own choice at every step behind the choices of the pass before. Ten
+    passes at most are the exact greedy plan (a fixed point); fewer are another plan, near it.
+
+    Attributes:
+        passes: Most passes over the plan, from 1 on.
+        tolerance: Metres; no further pass once one has moved no pose of the plan by more.
+    """
+
+    passes: int
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.passes < 1 or not 0 <= self.tolerance < math.inf:
+            raise InputError(
+                "refinement: expected one pass or more and a tolerance from 0 m on, got "
+                f"{self.passes} and {self.tolerance}."
+            )
 
 
 NO_DRAFT = Draft(in_prefill=False, reasoning_ahead=0)

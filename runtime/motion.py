@@ -54,12 +54,12 @@ def carried_on(trajectory: ArrayLike, dt: float, elapsed: float, moved: ArrayLik
     last = compose(inverse(poses[-2]), poses[-1])
     for _ in range(math.ceil(elapsed / dt)):
         poses = np.concatenate([poses, compose(poses[-1], last)[None]])
-    wanted = _interpolated(poses, elapsed / dt + np.arange(count + 1))
+    wanted = _interpolated(poses, elapsed / dt + np.arange(count + 1.0))
     origin = wanted[0] if moved is None else np.asarray(moved, np.float64)
     return compose(inverse(origin), wanted[1:])
 
 
-def _interpolated(poses: Poses, places: NDArray[np.float64]) -> Poses:
+def _interpolated(poses: Poses, places: NDArray[np.floating]) -> Poses:
     """Return poses at fractional indices."""
     headings = np.unwrap(poses[:, 2])
     indices = np.arange(len(poses))

@@ -87,6 +87,18 @@ class Tape:
         assert self._hidden is not None
         return self._hidden[last - self._first :][:1]
 
+    def look(self, guess: Sequence[int]) -> Float:
+        """Return the final states [1 + n, hidden] of the last id and of `n` ids behind it.
+
+        It takes a pass unless these very ids were passed as the last guess. They must fit.
+        """
+        guess, behind = list(guess), len(self.ids)
+        if self.needs_pass or self._passed[behind : behind + len(guess)] != guess:
+            kept = min(self._agreed, behind - 1)
+            self._pass(kept, self._embed([*self.ids[kept:], *guess]), guess)
+        assert self._hidden is not None
+        return self._hidden[behind - 1 - self._first :][: 1 + len(guess)]
+
     def ahead(self) -> Float:
         """Return the final states [n, hidden] of the ids that were guessed behind the last one."""
         assert self._hidden is not None
