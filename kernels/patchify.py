@@ -20,8 +20,12 @@ def patchify(
     Source: transformers 4.57, `Qwen2VLImageProcessor._preprocess`.
     """
     # Reordering bytes and looking floats up afterwards moves a quarter of the memory.
-    levels = patch_levels(frames, vision)
-    channels = frames.shape[-1]
+    return normalise(patch_levels(frames, vision), preprocessing)
+
+
+def normalise(levels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Return the patches of 8-bit levels [..., patch_width] in the order of `patch_levels`."""
+    channels = len(preprocessing.image_mean)
     pixels = levels.reshape(-1, channels, levels.shape[-1] // channels)
     patches = np.empty(pixels.shape, np.float32)
     for channel, table in enumerate(normalised_levels(preprocessing)):

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from autovla_rt.config import FRAMES_PER_CAMERA, Camera, Preprocessing, VisionGeometry
 from autovla_rt.errors import InputError
-from autovla_rt.kernels.patchify import patchify
+from autovla_rt.kernels.patchify import normalise, patch_levels
 from autovla_rt.kernels.resize import smart_resize, video_grid
 
 Frame = Path | Image.Image | NDArray[np.uint8]
@@ -41,9 +41,20 @@ class FramePreprocessor:
     def patches(self, frames: Sequence[Frame], camera: Camera) -> NDArray[np.float32]:
         """Return the patches [temporal, rows * columns, patch_width] of a camera's four frames.
 
+        See `levels`, which raises, too; these are normalised.
+        """
+        return self.normalise(self.levels(frames, camera))
+
+    def normalise(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the patches of levels [..., patch_width]."""
+        return normalise(levels, self._preprocessing)
+
+    def levels(self, frames: Sequence[Frame], camera: Camera) -> NDArray[np.uint8]:
+        """Return the 8-bit patches [temporal, rows * columns, patch_width] of four frames.
+
         `frames` are oldest first, 0.5 s apart, of one size. Each is resized once (PIL bicubic, to
-        the size of `smart_resize`) and normalised; EXIF orientation is ignored with a warning, as
-        the training code ignores it.
+        the size of `smart_resize`); EXIF orientation is ignored with a warning, as the training
+        code ignores it.
 
         Raises:
             InputError: Not four frames, an unreadable or truncated file, an array or image of
@@ -67,7 +78,7 @@ class FramePreprocessor:
         size = resized_width, resized_height
         resized = self._pool.map(lambda image: image.resize(size, BICUBIC), images)
         pixels = np.stack([np.asarray(image) for image in resized])
-        return patchify(pixels, self._preprocessing, self._vision)
+        return patch_levels(pixels, self._vision)
 
     def _common_size(self, images: Sequence[Image.Image], camera: Camera) -> tuple[int, int]:
         """Return the (width, height) of all images, one that gives the camera's compiled grid."""

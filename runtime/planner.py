@@ -18,7 +18,9 @@ from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
+from autovla_rt.runtime.camera_encoder import CameraEncoder
 from autovla_rt.runtime.decode import Decoded, Mode, decode, generate, require_possible
+from autovla_rt.runtime.feature_cache import FeatureCache
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.grammar import compile_answer
 from autovla_rt.runtime.prompt import place_features, prompt_ids
@@ -111,7 +113,6 @@ class Planner:
     def __init__(self, bundle: Bundle, vision: VisionEngine, language: LanguageEngine) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
-        self._vision = vision
         self._language = language
         self._prompt = bundle.prompt()
         self._tokenizer = load_tokenizer(bundle)
@@ -122,7 +123,8 @@ class Planner:
             actions=manifest.actions,
             end_token_id=manifest.end_token_ids[0],
         )
-        self._frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
+        frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
+        self._cameras = CameraEncoder(manifest.cameras, frames, vision)
         self._codebook = Codebook.load(
             bundle.path("codebook.safetensors"), manifest.actions.num_actions
         )
@@ -179,22 +181,21 @@ class Planner:
         prompted = self.encode(request, trace)
         return self._plan(prompted, mode, sampling, thinking_token_budget, trace)
 
-    def encode(self, request: Request, trace: Trace | None = None) -> Prompted:
+    def encode(
+        self, request: Request, trace: Trace | None = None, cache: FeatureCache | None = None
+    ) -> Prompted:
         """Encode a request for `answer`, which may be called several times.
 
-        `trace` receives the spans preprocess, vision and prompt.
+        `trace` receives the spans preprocess, vision and prompt. Frames whose features `cache`
+        knows are not encoded again.
 
         Raises:
             InputError: a frame or value is unusable or does not fit the engine.
         """
         trace = trace or Trace()
-        with trace.span("preprocess"):
-            patches = {
-                camera.name: self._frames.patches(request.frames[camera.name], camera)
-                for camera in self.bundle.manifest.cameras
-            }
-        with trace.span("vision"):
-            features = self._encode(patches)
+        features = self._cameras.encode(
+            request.frames, trace, FeatureCache(0) if cache is None else cache
+        )
         with trace.span("prompt"):
             ids = prompt_ids(self._prompt, self._tokenizer, request)
             embeddings = self._language.embed(ids)
@@ -320,18 +321,6 @@ class Planner:
             max_new_tokens=max_new_tokens,
             end_token_ids=self.bundle.manifest.end_token_ids,
         )
-
-    def _encode(self, patches: dict[str, Float]) -> dict[str, Float]:
-        """Encode cameras of one grid in one batch; [tokens, hidden] of each camera."""
-        by_grid: dict[tuple[int, int], list[str]] = {}
-        for camera in self.bundle.manifest.cameras:
-            by_grid.setdefault(camera.grid[1:], []).append(camera.name)
-        features = {}
-        for grid, names in by_grid.items():
-            encoded = self._vision.encode(np.concatenate([patches[n] for n in names]), grid)
-            for name, part in zip(names, np.split(encoded, len(names)), strict=True):
-                features[name] = part.reshape(-1, part.shape[-1])
-        return features
 
     def _assemble(self, decoded: Decoded, trajectory: NDArray[np.float64], trace: Trace) -> Plan:
         return Plan(

@@ -108,7 +108,7 @@ def reference_inputs():
         text = text.replace("<|placeholder|>", "<|video_pad|>")
         ids = tokenizer(text, return_tensors="pt").input_ids
         patches = [
-            planner._frames.patches(request.frames[c.name], c).reshape(-1, 1176)
+            planner._cameras._frames.patches(request.frames[c.name], c).reshape(-1, 1176)
             for c in manifest.cameras
         ]
         return {

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from autovla_rt.runtime.decode import generate
+from autovla_rt.runtime.feature_cache import FeatureCache
 from autovla_rt.runtime.sampling import Sampler, Sampling
+from autovla_rt.runtime.trace import Trace
 
 pytestmark = pytest.mark.slow
 
@@ -28,10 +30,8 @@ def reference_features(pair, inputs):
 
 def engine_features(pair, request):
     planner = pair.planner
-    cameras = planner.bundle.manifest.cameras
-    patches = {c.name: planner._frames.patches(request.frames[c.name], c) for c in cameras}
-    features = planner._encode(patches)
-    return np.concatenate([features[c.name] for c in cameras])
+    features = planner._cameras.encode(request.frames, Trace(), FeatureCache(0))
+    return np.concatenate([features[c.name] for c in planner.bundle.manifest.cameras])
 
 
 def test_vision_features_equal_transformers(pair, driving_request, reference_inputs):

@@ -18,9 +18,12 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.runtime import planner as planner_module
 from autovla_rt.runtime.decode import decode
+from autovla_rt.runtime.feature_cache import FeatureCache
+from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.planner import Planner, open_engines
 from autovla_rt.runtime.sampling import Sampling
 from autovla_rt.runtime.scene import Request, read_frames_dir
+from autovla_rt.runtime.trace import Trace
 
 
 @pytest.fixture(scope="session")
@@ -87,14 +90,14 @@ def test_every_camera_matters_at_both_ends_of_its_clip(planner, request_):
 
 
 def test_cameras_encoded_together_are_not_confused(planner, request_):
-    patches = {
-        camera.name: planner._frames.patches(request_.frames[camera.name], camera)
-        for camera in planner.bundle.manifest.cameras
-    }
-    together = planner._encode(patches)
-    for name, alone in patches.items():
-        expected = planner._vision.encode(alone, (8, 14))
-        np.testing.assert_array_equal(together[name], expected.reshape(together[name].shape))
+    manifest = planner.bundle.manifest
+    frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
+    together = planner._cameras.encode(request_.frames, Trace(), FeatureCache(0))
+    for camera in manifest.cameras:
+        patches = frames.patches(request_.frames[camera.name], camera)
+        expected = planner._cameras._engine.encode(patches, (8, 14))
+        actual = together[camera.name]
+        np.testing.assert_array_equal(actual, expected.reshape(actual.shape))
 
 
 def test_the_trajectory_is_the_codebooks(planner, request_, demo):
@@ -231,12 +234,12 @@ def test_alternatives_disturb_no_plan(planner, request_):
 def test_alternatives_encode_and_pass_the_prompt_once(planner, request_, monkeypatch):
     plan = planner.plan(request_)
     rows, batches = [], []
-    extend, encode = planner._language.extend, planner._vision.encode
+    extend, encode = planner._language.extend, planner._cameras._engine.encode
     monkeypatch.setattr(
         planner._language, "extend", lambda given: rows.append(len(given)) or extend(given)
     )
     monkeypatch.setattr(
-        planner._vision, "encode", lambda *given: batches.append(1) or encode(*given)
+        planner._cameras._engine, "encode", lambda *given: batches.append(1) or encode(*given)
     )
     planner.alternatives(request_, plan, count=4, thinking_token_budget=5)
     assert sum(count > 100 for count in rows) == 1
