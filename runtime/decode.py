@@ -16,7 +16,7 @@ from autovla_rt.runtime.backends import Float, LanguageEngine
 from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement, continuation
 from autovla_rt.runtime.grammar import Actions, Grammar, Literal
 from autovla_rt.runtime.reasoning import Free
-from autovla_rt.runtime.sampling import Sampler, require_usable
+from autovla_rt.runtime.sampling import Sampler, Sampling, require_usable
 from autovla_rt.runtime.tape import Tape
 from autovla_rt.runtime.trace import Trace
 
@@ -103,6 +103,8 @@ def decode(
         BundleError: The engine returned unusable logits.
     """
     require_possible(grammar, mode, thinking_token_budget)
+    if refinement is not None:
+        _require_greedy(sampler.sampling)
     allowed = grammar.branches if mode == "auto" else (mode,)
     needed = {branch: grammar.positions(branch) for branch in allowed}
     _require_capacity(engine, len(prompt_ids), max(needed.values()))
@@ -309,6 +311,15 @@ def require_possible(grammar: Grammar, mode: Mode, thinking_token_budget: int) -
         raise InputError(
             f"mode {mode!r} needs a bundle with chain of thought, this one answers directly: use "
             "auto."
+        )
+
+
+def _require_greedy(sampling: Sampling) -> None:
+    if not sampling.greedy or sampling.repetition_penalty != 1:
+        raise InputError(
+            "a refinement takes the likeliest actions: expected temperature 0 and repetition "
+            f"penalty 1, got {sampling.temperature} and {sampling.repetition_penalty}.\n"
+            "Decode exactly to sample."
         )
 
 

@@ -20,9 +20,11 @@ from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 from autovla_rt.runtime.camera_encoder import CameraEncoder
 from autovla_rt.runtime.decode import Decoded, Mode, decode, generate, require_possible
+from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement
 from autovla_rt.runtime.feature_cache import FeatureCache
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.grammar import compile_answer
+from autovla_rt.runtime.motion import constant_motion
 from autovla_rt.runtime.prompt import place_features, prompt_ids
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
@@ -64,6 +66,8 @@ class Plan:
         status: "ok": a whole answer of fresh frames.
         forward_passes: Passes of the language model, the prefill included.
         thinking_tokens: Tokens of the reasoning.
+        drafted: Tokens that were passed as guesses.
+        accepted: How many of them the answer has.
         stages_ms: Milliseconds of each stage, in order.
         engine: Name, identity, target, precision, backend and notes of the bundle.
     """
@@ -77,6 +81,8 @@ class Plan:
     status: str
     forward_passes: int
     thinking_tokens: int
+    drafted: int
+    accepted: int
     stages_ms: dict[str, float]
     engine: dict[str, Any]
 
@@ -169,8 +175,11 @@ class Planner:
         mode: Mode = "auto",
         sampling: Sampling = GREEDY,
         thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
+        refinement: Refinement | None = None,
     ) -> Plan:
         """Plan one request.
+
+        A refinement (see there) takes another plan than the exact one, in fewer passes.
 
         Raises:
             InputError: a frame or value is unusable or does not fit the engine.
@@ -179,7 +188,9 @@ class Planner:
         require_possible(self._grammar, mode, thinking_token_budget)
         trace = Trace()
         prompted = self.encode(request, trace)
-        return self._plan(prompted, mode, sampling, thinking_token_budget, trace)
+        with trace.span("draft"):
+            draft = self.draft(request)
+        return self._plan(prompted, mode, sampling, thinking_token_budget, trace, draft, refinement)
 
     def encode(
         self, request: Request, trace: Trace | None = None, cache: FeatureCache | None = None
@@ -211,6 +222,8 @@ class Planner:
         mode: Mode = "auto",
         thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
         trace: Trace | None = None,
+        draft: Draft = NO_DRAFT,
+        refinement: Refinement | None = None,
     ) -> Decoded:
         """Decode an answer to the request that was encoded last; its prompt is passed once.
 
@@ -220,9 +233,11 @@ class Planner:
             mode: As for `plan`.
             thinking_token_budget: As for `plan`.
             trace: Receives the spans of the decoding.
+            draft: What the answer may be; it saves passes and changes nothing else.
+            refinement: Take the plan after so many passes over the draft; None is exact.
 
         Raises:
-            InputError: The mode or the budget cannot be served.
+            InputError: The mode, the budget or the refinement cannot be served.
             CapacityError: prompt and answer do not fit the KV cache.
         """
         kept = min(self._language.length, len(prompted.ids) - REPEATED_POSITIONS)
@@ -236,7 +251,24 @@ class Planner:
             mode=mode,
             thinking_token_budget=thinking_token_budget,
             trace=trace or Trace(),
+            draft=draft,
+            refinement=refinement,
+            codebook=self._codebook,
         )
+
+    def draft(self, request: Request) -> Draft:
+        """Guess the plan of a request by itself: straight on at its speed.
+
+        The sign of the request's acceleration is not known (it is a norm in most datasets).
+        """
+        actions = self.bundle.manifest.actions
+        steps, dt = actions.num_poses, actions.dt
+        ahead = constant_motion(request.velocity, 0.0, 0.0, steps=steps, dt=dt)
+        return Draft(self.actions_of(ahead))
+
+    def actions_of(self, trajectory: NDArray[np.float64]) -> tuple[int, ...]:
+        """Return the rows of the codebook that follow a trajectory [num_poses, 3]."""
+        return tuple(int(index) for index in self._codebook.encode(trajectory))
 
     def trajectory(self, decoded: Decoded) -> NDArray[np.float64]:
         """Return an answer's poses [num_poses, 3], as `Plan.trajectory`."""
@@ -273,10 +305,14 @@ class Planner:
         mode, other = _modes(plan)
         require_possible(self._grammar, mode, thinking_token_budget)
         prompted = self.encode(request)
+        first = self.bundle.manifest.actions.action_start_id
+        draft = Draft(tuple(token - first for token in plan.action_tokens))
         other_mode = None
         if other is not None:
             try:
-                other_mode = self._plan(prompted, other, sampling, thinking_token_budget, Trace())
+                other_mode = self._plan(
+                    prompted, other, sampling, thinking_token_budget, Trace(), draft
+                )
             except CapacityError as error:
                 log.warning("no alternative in the %s mode: %s", other, error)
         seeds = range(sampling.seed, sampling.seed + count)
@@ -284,7 +320,7 @@ class Planner:
         return Alternatives(
             other_mode,
             tuple(
-                self._plan(prompted, mode, sampling, thinking_token_budget, Trace())
+                self._plan(prompted, mode, sampling, thinking_token_budget, Trace(), draft)
                 for sampling in samplings
             ),
         )
@@ -296,6 +332,8 @@ class Planner:
         sampling: Sampling,
         thinking_token_budget: int,
         trace: Trace,
+        draft: Draft,
+        refinement: Refinement | None = None,
     ) -> Plan:
         decoded = self.answer(
             prompted,
@@ -303,10 +341,10 @@ class Planner:
             mode=mode,
             thinking_token_budget=thinking_token_budget,
             trace=trace,
+            draft=draft,
+            refinement=refinement,
         )
-        with trace.span("trajectory"):
-            trajectory = self.trajectory(decoded)
-        return self._assemble(decoded, trajectory, trace)
+        return self.assemble(decoded, trace)
 
     def generate(
         self, request: Request, *, max_new_tokens: int, sampling: Sampling = GREEDY
@@ -322,7 +360,10 @@ class Planner:
             end_token_ids=self.bundle.manifest.end_token_ids,
         )
 
-    def _assemble(self, decoded: Decoded, trajectory: NDArray[np.float64], trace: Trace) -> Plan:
+    def assemble(self, decoded: Decoded, trace: Trace) -> Plan:
+        """Return the plan of an answer, with the times of its trace."""
+        with trace.span("trajectory"):
+            trajectory = self.trajectory(decoded)
         return Plan(
             trajectory=trajectory.tolist(),
             mode=decoded.mode,
@@ -333,6 +374,8 @@ class Planner:
             status="ok",
             forward_passes=decoded.forward_passes,
             thinking_tokens=decoded.thinking_tokens,
+            drafted=decoded.drafted,
+            accepted=decoded.accepted,
             stages_ms=trace.stages_ms(),
             engine=describe_engine(self.bundle.manifest, self.bundle.identity),
         )

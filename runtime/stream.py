@@ -1,0 +1,135 @@
+"""One request after another: what the last ones saw and planned makes the next one cheaper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from autovla_rt.errors import InputError
+from autovla_rt.kernels.contour import compose, inverse
+from autovla_rt.runtime.decode import Decoded, Mode
+from autovla_rt.runtime.draft import Draft, Refinement
+from autovla_rt.runtime.feature_cache import FeatureCache
+from autovla_rt.runtime.motion import Poses, carried_on
+from autovla_rt.runtime.planner import DEFAULT_THINKING_TOKEN_BUDGET, GREEDY, Plan, Planner
+from autovla_rt.runtime.sampling import Sampler, Sampling
+from autovla_rt.runtime.scene import Request
+from autovla_rt.runtime.trace import Trace
+
+REQUESTS_CACHED = 2
+"""At 2 Hz two frames that were a pair come again as one two requests later."""
+
+
+@dataclass(frozen=True)
+class _Last:
+    """What the next request starts from."""
+
+    time: float
+    pose: Poses | None
+    velocity: float
+    decoded: Decoded
+    trajectory: Poses
+
+
+class Stream:
+    """Plans the requests of a drive in the order of their times.
+
+    Plans are those that the planner would make of each request alone; only passes and time differ
+    (with a refinement the plan itself depends on the draft, and so on the plan before).
+    Memory does not grow with the drive: the last plan and two requests' features are kept.
+
+    Args:
+        planner: The engine; nobody else may use it meanwhile.
+        cached_pairs: Pairs of frames whose features are kept; None takes two requests', 0 none.
+
+    Raises:
+        InputError: `cached_pairs` is negative.
+    """
+
+    def __init__(self, planner: Planner, *, cached_pairs: int | None = None) -> None:
+        manifest = planner.bundle.manifest
+        if cached_pairs is None:
+            cached_pairs = REQUESTS_CACHED * sum(camera.grid[0] for camera in manifest.cameras)
+        self.cache = FeatureCache(cached_pairs)
+        self._planner = planner
+        self._dt, self._steps = manifest.actions.dt, manifest.actions.num_poses
+        self._last: _Last | None = None
+
+    def plan(
+        self,
+        request: Request,
+        *,
+        time: float,
+        pose: ArrayLike | None = None,
+        mode: Mode = "auto",
+        sampling: Sampling = GREEDY,
+        thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
+        refinement: Refinement | None = None,
+    ) -> Plan:
+        """Plan the next request.
+
+        Args:
+            request: The request.
+            time: When its newest frames were taken, s; later than the last request's.
+            pose: Where the ego was then (x, y, heading; metres and radians) in any frame that stays
+                where it is, such as odometry's; None where nobody knows.
+            mode: As for `Planner.plan`.
+            sampling: As for `Planner.plan`.
+            thinking_token_budget: As for `Planner.plan`.
+            refinement: See `Refinement`; None is exact.
+
+        Raises:
+            InputError: the time is not later than the last request's (`reset` begins anew), or as
+                for `Planner.plan`.
+            CapacityError: prompt and answer do not fit the KV cache.
+        """
+        here = None if pose is None else np.asarray(pose, np.float64)
+        self._require_later(time)
+        trace = Trace()
+        prompted = self._planner.encode(request, trace, self.cache)
+        with trace.span("draft"):
+            draft = self._draft(request, time, here)
+        decoded = self._planner.answer(
+            prompted,
+            sampler=Sampler(sampling),
+            mode=mode,
+            thinking_token_budget=thinking_token_budget,
+            trace=trace,
+            draft=draft,
+            refinement=refinement,
+        )
+        plan = self._planner.assemble(decoded, trace)
+        trajectory = np.array(plan.trajectory)
+        self._last = _Last(time, here, request.velocity, decoded, trajectory)
+        return plan
+
+    def reset(self) -> None:
+        """Forget the last plan: the next request may have any time."""
+        self._last = None
+
+    def _require_later(self, time: float) -> None:
+        if not np.isfinite(time) or (self._last is not None and time <= self._last.time):
+            last = "none" if self._last is None else f"{self._last.time} s"
+            raise InputError(
+                f"time: expected one later than the last request's ({last}), got {time} s.\n"
+                "Call reset() where a recording begins again or the clock was set."
+            )
+
+    def _draft(self, request: Request, time: float, pose: Poses | None) -> Draft:
+        last = self._last
+        if last is None:
+            return self._planner.draft(request)
+        elapsed = time - last.time
+        moved = None
+        if pose is not None and last.pose is not None:
+            moved = compose(inverse(last.pose), pose)
+        if elapsed < self._steps * self._dt:
+            likely = carried_on(last.trajectory, self._dt, elapsed, moved)
+            return Draft(
+                self._planner.actions_of(likely),
+                last.decoded.output_ids,
+                "slow" if last.decoded.mode == "slow" else "fast",
+            )
+        return self._planner.draft(request)
