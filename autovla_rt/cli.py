@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autovla_rt import __version__, cli_world
-from autovla_rt.cli_options import DEFAULT_ENGINE, Mode
+from autovla_rt.cli_options import DEFAULT_ENGINE, EXACT, Decode, Mode, read_decode
 from autovla_rt.errors import AutovlaError, DependencyError, InputError
 from autovla_rt.output_file import require_writable, write_file
 
@@ -266,6 +266,7 @@ def plan(
         1.0
     ),
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    decode: Decode = EXACT,
     threads: Annotated[int | None, typer.Option(help="Threads [every physical core].")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 again.")] = False,
     as_json: Json = False,
@@ -295,6 +296,7 @@ def plan(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    refinement = read_decode(decode)
     request = _request(frames, scene, sensor_root, speed, acceleration, instruction)
     for path in filter(None, (out, plot)):
         require_writable(path)
@@ -312,6 +314,7 @@ def plan(
         mode=mode.value,
         sampling=sampling,
         thinking_token_budget=thinking_token_budget,
+        refinement=refinement,
     )
     if out is not None:
         write_file(out, (json.dumps(result.as_dict(), indent=1) + "\n").encode())

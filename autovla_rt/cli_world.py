@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autovla_rt.cli_options import DEFAULT_ENGINE, Mode
+from autovla_rt.cli_options import DEFAULT_ENGINE, EXACT, Decode, Mode, read_decode
 from autovla_rt.errors import InputError, LayoutError
 from autovla_rt.output_file import make_folder
 
 if TYPE_CHECKING:
     from autovla_rt.demo.drivers import Driver
+    from autovla_rt.runtime.draft import Refinement
     from autovla_rt.runtime.planner import Planner
 
 LONGEST_DRIVE = 20.0
@@ -79,6 +80,7 @@ def drive(
     mode: Annotated[Mode, typer.Option(help="Let the model decide, or force an answer.")] = (
         Mode.auto
     ),
+    decode: Decode = EXACT,
     driver: Annotated[DriverName, typer.Option(help="Who plans.")] = DriverName.model,
     out: Annotated[Path, typer.Option(help="Folder for drive.json and the pictures.")] = Path(
         "build/drive"
@@ -92,7 +94,7 @@ def drive(
     from autovla_rt.demo.recording import Recorder
 
     settings = DriveSettings(seconds, _multiple_of_a_step(replan_every), latency_ms)
-    chosen, description = _driver(driver, engine, mode, threads)
+    chosen, description = _driver(driver, engine, mode, read_decode(decode), threads)
     make_folder(out)
     run = Drive(draw_drive_world(seed), chosen, settings)
     recorder = Recorder(settings, filmed=film)
@@ -148,7 +150,11 @@ def _multiple_of_a_step(seconds: float) -> float:
 
 
 def _driver(
-    name: DriverName, engine: Path, mode: Mode, threads: int | None
+    name: DriverName,
+    engine: Path,
+    mode: Mode,
+    refinement: Refinement | None,
+    threads: int | None,
 ) -> tuple[Driver, dict[str, object] | None]:
     from autovla_rt.demo.drivers import ConstantVelocityDriver, ExpertDriver, ModelDriver
 
@@ -161,4 +167,5 @@ def _driver(
     planner = Planner.load(engine, threads=threads)
     require_world_layout(planner)
     bundle = planner.bundle
-    return ModelDriver(planner, mode=mode.value), describe_engine(bundle.manifest, bundle.identity)
+    driver = ModelDriver(planner, mode=mode.value, refinement=refinement)
+    return driver, describe_engine(bundle.manifest, bundle.identity)

@@ -19,8 +19,10 @@ from autovla_rt.demo.state import SPEED
 from autovla_rt.demo.tracking import DT
 from autovla_rt.demo.world import World
 from autovla_rt.runtime.decode import Mode
+from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.planner import Plan, Planner
 from autovla_rt.runtime.scene import Request
+from autovla_rt.runtime.stream import Stream
 
 FRAME_WIDTH, FRAME_HEIGHT = 392, 224
 """Size of the cameras' frames, pixels."""
@@ -52,25 +54,48 @@ class Driver(Protocol):
 
 
 class ModelDriver:
-    """The compiled engine: it sees what the cameras see, and the request's numbers."""
+    """The compiled engine: it sees what the cameras see, and knows its own motion.
 
-    def __init__(self, planner: Planner, *, mode: Mode = "auto") -> None:
-        self._planner = planner
+    A driver drives one world, once; its plans are a stream.
+    """
+
+    def __init__(
+        self, planner: Planner, *, mode: Mode = "auto", refinement: Refinement | None = None
+    ) -> None:
+        self._stream = Stream(planner)
         self._mode: Mode = mode
-        self._seen: list[tuple[World, dict[str, View]]] = []
+        self._refinement = refinement
+        self._cameras = WorldCameras()
 
     def decide(self, moments: Sequence[World]) -> Decision:
         """Draw the frames, plan, and measure the planning."""
-        drawn = [self._look(world) for world in moments]
-        self._seen = list(zip(moments, drawn, strict=True))
-        request = request_of(moments[-1], drawn)
+        drawn, now = self._cameras.look(moments), moments[-1]
+        request = request_of(now, drawn)
         start = perf_counter()
-        plan = self._planner.plan(request, mode=self._mode)
+        plan = self._stream.plan(
+            request,
+            time=now.time,
+            pose=now.ego[:3],
+            mode=self._mode,
+            refinement=self._refinement,
+        )
         elapsed = (perf_counter() - start) * 1e3
         return Decision(np.array(plan.trajectory), elapsed, plan, drawn[-1])
 
-    def _look(self, world: World) -> dict[str, View]:
-        """Return the frames of a moment; those of the last request are not taken again."""
+
+class WorldCameras:
+    """Takes the frames of moments; those of the last ones are not taken again."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[World, dict[str, View]]] = []
+
+    def look(self, moments: Sequence[World]) -> list[dict[str, View]]:
+        """Return what each camera sees at each moment."""
+        drawn = [self._frames(world) for world in moments]
+        self._seen = list(zip(moments, drawn, strict=True))
+        return drawn
+
+    def _frames(self, world: World) -> dict[str, View]:
         for moment, views in self._seen:
             if moment is world:
                 return views

@@ -15,7 +15,8 @@ from autovla_rt.demo.rewards import nearness
 from autovla_rt.demo.scenes import Scene
 from autovla_rt.demo.score import Score
 from autovla_rt.runtime.backends import Float
-from autovla_rt.runtime.decode import Decoded
+from autovla_rt.runtime.decode import Decoded, draft_from
+from autovla_rt.runtime.draft import NO_DRAFT
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.sampling import Float64, Sampler, Sampling
 
@@ -112,17 +113,20 @@ class RecordingSampler(Sampler):
 def sample_group(planner: Planner, scene: Scene, size: int, temperature: float) -> Group:
     """Sample `size` answers to a scene; equal scenes and engines give equal answers.
 
-    The frames are encoded and the prompt is passed once for all of them.
+    The frames are encoded and the prompt is passed once for all of them, and each answer is a draft
+    of the next one, which saves passes and changes nothing.
     """
     drawn = render_moments(scene.moments, FRAME_WIDTH, FRAME_HEIGHT)
     prompted = planner.encode(request_of(scene.now, drawn))
     judge = PlanJudge(scene.now)
+    draft = NO_DRAFT
     rollouts = []
     for index in range(size):
         sampler = RecordingSampler(Sampling(temperature, seed=scene.seed * size + index))
         decoded = planner.answer(
-            prompted, sampler=sampler, thinking_token_budget=THINKING_TOKEN_BUDGET
+            prompted, sampler=sampler, thinking_token_budget=THINKING_TOKEN_BUDGET, draft=draft
         )
+        draft = draft_from(decoded)
         choices = sampler.choices(len(prompted.ids), decoded.output_ids)
         trajectory = planner.trajectory(decoded)
         score, near = judge.score(trajectory), nearness(trajectory, scene.trajectory)

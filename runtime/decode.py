@@ -193,6 +193,15 @@ def _decide(tape: Tape, grammar: Grammar, sampler: Sampler, mode: Mode) -> tuple
     return BRANCHES[chosen], float(weights[1] / weights.sum())
 
 
+def draft_from(decoded: Decoded, actions: Sequence[int] | None = None) -> Draft:
+    """Return the draft that an answer is of a later one; `actions` take the place of its own."""
+    return Draft(
+        decoded.action_indices if actions is None else tuple(actions),
+        decoded.output_ids,
+        "slow" if decoded.mode == "slow" else "fast",
+    )
+
+
 def _opening_guess(grammar: Grammar, mode: Mode, draft: Draft) -> list[int]:
     """Guess what follows the opening: the likely branch up to where the draft ends."""
     if not draft.in_prefill:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from autovla_rt.errors import InputError
 from autovla_rt.kernels.contour import compose, inverse
-from autovla_rt.runtime.decode import Decoded, Mode
+from autovla_rt.runtime.decode import Decoded, Mode, draft_from
 from autovla_rt.runtime.draft import Draft, Refinement
 from autovla_rt.runtime.feature_cache import FeatureCache
 from autovla_rt.runtime.motion import Poses, carried_on
@@ -127,9 +127,5 @@ class Stream:
             moved = compose(inverse(last.pose), pose)
         if elapsed < self._steps * self._dt:
             likely = carried_on(last.trajectory, self._dt, elapsed, moved)
-            return Draft(
-                self._planner.actions_of(likely),
-                last.decoded.output_ids,
-                "slow" if last.decoded.mode == "slow" else "fast",
-            )
+            return draft_from(last.decoded, self._planner.actions_of(likely))
         return self._planner.draft(request)

@@ -10,7 +10,7 @@ from autovla_rt.demo.drivers import (
     ConstantVelocityDriver,
     Decision,
     ExpertDriver,
-    ModelDriver,
+    WorldCameras,
     constant_velocity,
 )
 from autovla_rt.demo.filmstrip import contact_sheet, film, tick_picture
@@ -172,9 +172,12 @@ def test_pictures_of_a_drive():
 
 def test_a_camera_takes_each_frame_once():
     """Frames of the last request are reused, those of another world are not."""
-    driver = ModelDriver(planner=None)
+    cameras = WorldCameras()
     a, b = draw_world(1).copy(), draw_world(2).copy()
-    driver._seen = [(a, {"front": "frames of a"})]
-    assert driver._look(a) == {"front": "frames of a"}
-    assert driver._look(a.copy())["front"].pixels.shape == (224, 392, 3)
-    assert driver._look(b)["front"].pixels.shape == (224, 392, 3)
+    (first,) = cameras.look([a])
+    assert first["front"].pixels.shape == (224, 392, 3)
+    again, like_a, other = cameras.look([a, a.copy(), b])
+    assert again is first
+    assert like_a is not first
+    np.testing.assert_array_equal(like_a["front"].pixels, first["front"].pixels)
+    assert (other["front"].pixels != first["front"].pixels).any()

@@ -1,0 +1,147 @@
+"""Streams: every plan is what the planner makes of the request alone, for less work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from demo_engine import make_demo
+
+from autovla_rt.config import CAMERAS
+from autovla_rt.demo.drive import Drive, DriveSettings, draw_drive_world
+from autovla_rt.demo.drivers import Decision, ExpertDriver, WorldCameras, request_of
+from autovla_rt.errors import InputError
+from autovla_rt.runtime.draft import Refinement
+from autovla_rt.runtime.planner import Planner
+from autovla_rt.runtime.sampling import Sampling
+from autovla_rt.runtime.stream import Stream
+
+COST = ("stages_ms", "forward_passes", "drafted", "accepted")
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory):
+    demo = make_demo(tmp_path_factory.getbasetemp())
+    return Planner.load(demo.engine, threads=1)
+
+
+class Recording:
+    """The expert drives; what a model would have been asked is kept."""
+
+    def __init__(self):
+        self._expert, self._cameras, self.asked = ExpertDriver(), WorldCameras(), []
+
+    def decide(self, moments) -> Decision:
+        now = moments[-1]
+        request = request_of(now, self._cameras.look(moments))
+        self.asked.append((request, now.time, now.ego[:3].copy()))
+        return self._expert.decide(moments)
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """Requests of a drive of 5 s with their times and poses."""
+    recording = Recording()
+    for _ in Drive(draw_drive_world(3), recording, DriveSettings(5.0, latency_ms=0.0)):
+        pass
+    return recording.asked
+
+
+def said(plan):
+    return {key: value for key, value in plan.as_dict().items() if key not in COST}
+
+
+@pytest.mark.parametrize("mode", ["auto", "fast", "slow"])
+def test_streamed_plans_equal_those_of_single_requests(planner, asked, mode):
+    alone = [planner.plan(request, mode=mode) for request, _, _ in asked]
+    stream = Stream(planner)
+    plans = [stream.plan(r, time=time, pose=pose, mode=mode) for r, time, pose in asked]
+    assert [said(plan) for plan in plans] == [said(plan) for plan in alone]
+    assert sum(p.forward_passes for p in plans) < sum(p.forward_passes for p in alone)
+
+
+def test_half_of_the_frames_are_known_from_the_third_request_on(planner, asked):
+    stream = Stream(planner)
+    known = []
+    for request, time, pose in asked[:6]:
+        before = stream.cache.hits
+        stream.plan(request, time=time, pose=pose, mode="fast")
+        known.append(stream.cache.hits - before)
+    assert known == [0, 0, 3, 3, 3, 3]
+    assert len(stream.cache) == 12
+
+
+def test_a_frame_changed_in_place_is_seen(planner, asked):
+    request, time, pose = asked[0]
+    frames = {c: [np.asarray(f).copy() for f in request.frames[c]] for c in CAMERAS}
+    request = replace(request, frames=frames)
+    stream = Stream(planner)
+    stream.plan(request, time=time, pose=pose)
+    for array in frames["front"]:
+        array[60:160] = 0
+    changed = stream.plan(request, time=time + 0.5, pose=pose)
+    assert said(changed) == said(planner.plan(request))
+    assert stream.cache.hits == 4  # the other cameras'
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 5])
+def test_a_small_cache_changes_nothing(planner, asked, pairs):
+    small, usual = Stream(planner, cached_pairs=pairs), Stream(planner)
+    for request, time, pose in asked[:4]:
+        plan = small.plan(request, time=time, pose=pose)
+        assert said(plan) == said(usual.plan(request, time=time, pose=pose))
+        assert len(small.cache) <= pairs
+
+
+def test_samples_are_the_same_in_a_stream(planner, asked):
+    stream = Stream(planner)
+    for index, (request, time, pose) in enumerate(asked[:4]):
+        sampling = Sampling(0.8, seed=index)
+        plan = stream.plan(request, time=time, pose=pose, sampling=sampling)
+        assert said(plan) == said(planner.plan(request, sampling=sampling))
+
+
+def test_a_time_that_jumps_back_is_refused_until_the_stream_begins_anew(planner, asked):
+    stream = Stream(planner)
+    (first, time, pose), (second, later, there) = asked[:2]
+    stream.plan(first, time=later, pose=pose, mode="fast")
+    for wrong in (later, time, float("nan")):
+        with pytest.raises(InputError, match=r"later than the last request's .* reset\(\)"):
+            stream.plan(second, time=wrong, pose=there, mode="fast")
+    stream.reset()
+    plan = stream.plan(second, time=time, pose=there, mode="fast")
+    assert said(plan) == said(planner.plan(second, mode="fast"))
+
+
+def test_a_gap_longer_than_the_plan_starts_from_the_request_alone(planner, asked):
+    stream = Stream(planner)
+    (first, time, pose), (second, _, there) = asked[:2]
+    stream.plan(first, time=time, pose=pose, mode="fast")
+    plan = stream.plan(second, time=time + 60, pose=there, mode="fast")
+    assert plan.forward_passes == planner.plan(second, mode="fast").forward_passes
+
+
+def test_ten_passes_of_refinement_are_exact_and_one_is_one(planner, asked):
+    request = asked[0][0]
+    exact = planner.plan(request, mode="fast")
+    assert planner.plan(request, mode="fast", refinement=Refinement(10)).action_tokens == (
+        exact.action_tokens
+    )
+    assert planner.plan(request, mode="fast", refinement=Refinement(1)).forward_passes == 1
+    close = planner.plan(request, mode="fast", refinement=Refinement(10, tolerance=0.5))
+    assert close.forward_passes <= exact.forward_passes
+    distance = np.abs(np.array(close.trajectory) - np.array(exact.trajectory))[:, :2]
+    assert distance.max() < 3
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(repetition_penalty=1.05)])
+def test_a_refinement_is_greedy(planner, asked, sampling):
+    with pytest.raises(InputError, match="temperature 0 and repetition penalty 1"):
+        planner.plan(asked[0][0], sampling=sampling, refinement=Refinement(2))
+
+
+@pytest.mark.parametrize(("passes", "tolerance"), [(0, 0.0), (2, -0.1), (2, float("nan"))])
+def test_an_impossible_refinement_is_refused(passes, tolerance):
+    with pytest.raises(InputError, match="one pass or more and a tolerance from 0 m"):
+        Refinement(passes, tolerance)
