@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 BOX_LENGTH = 4.8
 BOX_WIDTH = 2.0
 
+CORNER_RADIUS = float(np.hypot(BOX_LENGTH, BOX_WIDTH)) / 2
+"""Metres from a box's centre to its corners."""
+
 _BOX = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (BOX_LENGTH / 2, BOX_WIDTH / 2)
 _LEFT_FRONT, _LEFT_BACK = 0, 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ class Codebook:
     def num_actions(self) -> int:
         """Entries, one an action token."""
         return len(self.corners)
+
+    @cached_property
+    def poses(self) -> NDArray[np.float64]:
+        """Pose [num_actions, 3] after each action, in the ego frame before it."""
+        return contour.corners_to_pose(self.corners)
+
+    def nearest(self, poses: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the action [n] that leads nearest to each pose [n, 3] in one step.
+
+        A radian of heading counts as the corner of the box that it moves.
+        """
+        scale = np.array([1.0, 1.0, contour.CORNER_RADIUS])
+        apart = (self.poses - np.asarray(poses)[:, None]) * scale
+        indices: NDArray[np.int64] = (apart**2).sum(axis=-1).argmin(axis=-1)
+        return indices
 
     def decode(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Drive the actions one after another from the origin.

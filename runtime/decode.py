@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import typing
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autovla_rt.errors import CapacityError, InputError
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine
-from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement, continuation
+from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement, continuation, corrected
 from autovla_rt.runtime.grammar import Actions, Grammar, Literal
 from autovla_rt.runtime.reasoning import Free
 from autovla_rt.runtime.sampling import Sampler, Sampling, require_usable
@@ -95,7 +95,7 @@ def decode(
         trace: Receives the spans prefill, decision, reasoning and actions.
         draft: What the answer may be; it saves passes and changes nothing else.
         refinement: Take the plan after so many passes over the draft; None is exact.
-        codebook: What moves the plan by how much, for a refinement with a tolerance.
+        codebook: What actions do: makes better guesses, and is needed for a refinement.
 
     Raises:
         InputError: The mode or the budget cannot be served by this grammar.
@@ -105,6 +105,8 @@ def decode(
     require_possible(grammar, mode, thinking_token_budget)
     if refinement is not None:
         _require_greedy(sampler.sampling)
+        if codebook is None:
+            raise ValueError("a refinement needs the codebook")
     allowed = grammar.branches if mode == "auto" else (mode,)
     needed = {branch: grammar.positions(branch) for branch in allowed}
     _require_capacity(engine, len(prompt_ids), max(needed.values()))
@@ -128,12 +130,11 @@ def decode(
                     thoughts = _reason(tape, segment, sampler, thinking_token_budget, spare, draft)
             case Actions(count):
                 with trace.span("actions"):
-                    if refinement is None:
-                        action_indices = _act(tape, grammar, sampler, count, draft.actions)
-                    else:
-                        action_indices = _refine(
-                            tape, grammar, count, draft.actions, refinement, codebook
-                        )
+                    action_indices = (
+                        _act(tape, grammar, sampler, count, draft.actions, codebook)
+                        if refinement is None or codebook is None
+                        else _refine(tape, grammar, count, draft.actions, refinement, codebook)
+                    )
     return Decoded(
         output_ids=tuple(tape.ids[len(prompt_ids) :]),
         action_ids=tuple(grammar.actions.action_start_id + index for index in action_indices),
@@ -248,27 +249,40 @@ def _reason(
 
 
 def _act(
-    tape: Tape, grammar: Grammar, sampler: Sampler, count: int, draft: Sequence[int]
+    tape: Tape,
+    grammar: Grammar,
+    sampler: Sampler,
+    count: int,
+    draft: Sequence[int],
+    codebook: Codebook | None,
 ) -> tuple[int, ...]:
-    """Choose `count` actions through the action head; the last one needs no pass of its own.
-
-    Where a guess was wrong, the next one is what the model chose behind it (Jacobi iteration:
-    Santilli et al. 2023, section 3).
-    """
-    likely = _action_ids(grammar, draft[: count - 1])
+    """Choose `count` actions through the action head; the last one needs no pass of its own."""
+    likely, passes = list(draft), None
     indices: list[int] = []
-    passes = None
-    for step in range(count):
-        hidden = tape.hidden(likely[step:])
-        if tape.passes != passes and len(tape.ahead()):
-            own = tape.engine.action_logits(tape.ahead()).argmax(-1)[: count - 2 - step]
-            likely[step + 1 : step + 1 + len(own)] = _action_ids(grammar, own)
-        passes = tape.passes
+    for left in reversed(range(count)):
+        hidden = tape.hidden(_action_ids(grammar, likely[:left]))
+        if tape.passes != passes:
+            passes, likely = tape.passes, _behind(tape, grammar, hidden, likely, codebook)
         logits = tape.engine.action_logits(hidden)[0]
         index = sampler.choose(logits, grammar.action_ids, tape.ids, stage="action")
         indices.append(index)
         tape.write(int(grammar.action_ids[index]))
+        likely = likely[1:]
     return tuple(indices)
+
+
+def _behind(
+    tape: Tape, grammar: Grammar, hidden: Float, likely: list[int], codebook: Codebook | None
+) -> list[int]:
+    """Guess the next actions from what the model chose behind each one that was passed."""
+    first = grammar.actions.action_start_id
+    passed = [token - first for token in takewhile(first.__le__, tape.guess)]
+    if not passed:
+        return likely
+    states = np.concatenate([hidden, tape.ahead()[: len(passed)]])
+    *own, last = tape.engine.action_logits(states).argmax(-1).tolist()
+    better = own if codebook is None else corrected(codebook, passed, own)
+    return [*better, last, *likely[len(states) :]]
 
 
 def _refine(
@@ -277,27 +291,27 @@ def _refine(
     count: int,
     draft: Sequence[int],
     refinement: Refinement,
-    codebook: Codebook | None,
+    codebook: Codebook,
 ) -> tuple[int, ...]:
     """Take the model's own choices after the refinement's passes over the draft."""
-    chosen = [*draft[:count], *([0] * (count - len(draft)))]
+    plan = [*draft[:count], *([0] * (count - len(draft)))]
+    guess = plan[:-1]
     for _ in range(refinement.passes):
-        before = chosen
-        states = tape.look(_action_ids(grammar, chosen[:-1]))
+        before = plan
+        states = tape.look(_action_ids(grammar, guess))
         logits = tape.engine.action_logits(states)
         for row in logits:
             require_usable(row, "action")
-        chosen = [int(index) for index in logits.argmax(-1)]
-        if chosen == before or _moved(codebook, before, chosen) <= refinement.tolerance:
+        plan = logits.argmax(-1).tolist()
+        if plan[:-1] == guess or _moved(codebook, before, plan) <= refinement.tolerance:
             break
-    tape.write(*_action_ids(grammar, chosen))
-    return tuple(chosen)
+        guess = corrected(codebook, guess, plan[:-1])
+    tape.write(*_action_ids(grammar, plan))
+    return tuple(plan)
 
 
-def _moved(codebook: Codebook | None, before: Sequence[int], after: Sequence[int]) -> float:
-    """Return how far apart the farthest two poses of two plans are, m; infinity if unknown."""
-    if codebook is None:
-        return math.inf
+def _moved(codebook: Codebook, before: Sequence[int], after: Sequence[int]) -> float:
+    """Return how far apart the farthest two poses of two plans are, m."""
     plans = [codebook.decode(np.array(indices, np.int64)) for indices in (before, after)]
     return float(np.hypot(*(plans[0] - plans[1])[:, :2].T).max())
 

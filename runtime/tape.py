@@ -99,6 +99,11 @@ class Tape:
         assert self._hidden is not None
         return self._hidden[behind - 1 - self._first :][: 1 + len(guess)]
 
+    @property
+    def guess(self) -> list[int]:
+        """The ids that were passed behind the last one (which is there, see `needs_pass`)."""
+        return self._passed[len(self.ids) :]
+
     def ahead(self) -> Float:
         """Return the final states [n, hidden] of the ids that were guessed behind the last one."""
         assert self._hidden is not None

@@ -188,3 +188,18 @@ def test_load_names_a_missing_file(tmp_path):
     for path in (tmp_path / "absent.safetensors", tmp_path):
         with pytest.raises(CodebookError, match=str(path)):
             Codebook.load(path, 2048)
+
+
+@quick
+@given(indices)
+def test_the_nearest_action_to_an_actions_pose_is_itself(actions):
+    np.testing.assert_allclose(CODEBOOK.poses[actions], STEPS[actions], rtol=0, atol=1e-5)
+    assert CODEBOOK.nearest(STEPS[actions]).tolist() == actions.tolist()
+
+
+def test_a_radian_of_heading_counts_as_what_it_moves_the_corners():
+    poses = [[1.0, 0.0, 0.0], [1.2, 0.0, 0.0], [1.0, 0.0, 0.1]]
+    book = Codebook(contour.pose_to_corners(poses).astype(np.float32))
+    wanted = np.array([[1.09, 0, 0], [1.11, 0, 0], [1.0, 0, 0.04], [1.0, 0, 0.06]])
+    assert book.nearest(wanted).tolist() == [0, 1, 0, 2]
+    assert book.nearest(np.array([[1.12, 0, 0.06]])).tolist() == [2]  # 0.16 m against 0.18 m

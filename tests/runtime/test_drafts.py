@@ -8,14 +8,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from autovla_rt.kernels.contour import pose_to_corners
+from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.decode import decode
-from autovla_rt.runtime.draft import NO_DRAFT, Draft, continuation
+from autovla_rt.runtime.draft import NO_DRAFT, Draft, continuation, corrected
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.trace import Trace
 
 START, VOCAB = 151665, 151665 + 2048
 PROMPT = np.array([151644, 872, 198, 151656, 151656, 100, 151645, 198], np.int64)
 
+_rng = np.random.default_rng(4)
+_steps = _rng.normal([4, 0, 0], [2, 0.2, 0.1], (2048, 3))
+CODEBOOK = Codebook(pose_to_corners(_steps).astype(np.float32))
 SAMPLINGS = (Sampling(), Sampling(1.0, seed=3), Sampling(repetition_penalty=1.3))
 
 quick = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
@@ -69,6 +74,7 @@ def test_an_answer_is_the_same_with_every_draft(fake_engine, cot_grammar, data):
         in_prefill=data.draw(st.booleans()),
         reasoning_ahead=data.draw(st.integers(0, 40)),
     )
+    options["codebook"] = data.draw(st.sampled_from([None, CODEBOOK]))
     engine = fake_engine(rule, capacity)
     drafted = run(engine, cot_grammar, draft, **options)
     assert said(drafted) == said(plain)
@@ -140,6 +146,39 @@ def test_reasoning_that_comes_again_takes_few_passes(fake_engine, cot_grammar):
     drafted = run(fake_engine(rule), cot_grammar, again, **options)
     assert said(drafted) == said(plain)
     assert drafted.forward_passes <= plain.forward_passes / 5
+
+
+def test_nothing_to_correct_changes_nothing():
+    rows = [5, 900, 31, 77]
+    assert corrected(CODEBOOK, rows, rows) == rows
+    assert corrected(CODEBOOK, [], []) == []
+
+
+def test_a_correction_is_carried_on_into_the_steps_behind():
+    """Who drives faster in the first step is guessed to drive faster in the next ones, too."""
+    steps = np.arange(0.5, 8.5, 0.01)
+    poses = np.stack([steps, np.zeros_like(steps), np.zeros_like(steps)], 1)
+    straight = Codebook(pose_to_corners(poses).astype(np.float32))
+    guess = [100, 100, 100, 100]  # 1.5 m a step
+    better = corrected(straight, guess, [200, 100, 100, 100])  # 1 m more in the first
+    np.testing.assert_allclose(better, [200, 100 + 70, 100 + 49, 100 + 34], atol=1)
+
+
+def test_corrections_find_the_plan_of_a_sluggish_model_sooner(fake_engine, cot_grammar):
+    """Each step of this model is near the step before it, as a car's is."""
+
+    def rule(history):
+        logits = np.zeros(VOCAB, np.float32)
+        logits[cot_grammar.choice.fast_id] = 1
+        before = CODEBOOK.poses[history[-1] - START] if history[-1] >= START else [6.0, 0, 0]
+        logits[START + CODEBOOK.nearest(np.array([before]) * 0.9)[0]] = 9
+        return logits
+
+    draft = Draft(tuple(CODEBOOK.nearest(np.array([[3.0, 0, 0]] * 10))))
+    plain = run(fake_engine(rule), cot_grammar, draft)
+    helped = run(fake_engine(rule), cot_grammar, draft, codebook=CODEBOOK)
+    assert said(helped) == said(plain)
+    assert helped.forward_passes < plain.forward_passes
 
 
 @pytest.mark.parametrize(
