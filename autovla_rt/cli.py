@@ -21,8 +21,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autovla_rt import __version__, cli_world
-from autovla_rt.cli_options import DEFAULT_ENGINE, EXACT, Decode, Mode, read_decode
+from autovla_rt import __version__, cli_profile, cli_world
+from autovla_rt.cli_options import (
+    DEFAULT_ENGINE,
+    EXACT,
+    Acceleration,
+    Decode,
+    Frames,
+    Instruction,
+    Mode,
+    SceneFile,
+    SensorRoot,
+    Speed,
+    read_decode,
+    read_request,
+)
 from autovla_rt.errors import AutovlaError, DependencyError, InputError
 from autovla_rt.output_file import require_writable, write_file
 
@@ -30,7 +43,6 @@ if TYPE_CHECKING:
     from autovla_rt.export.build import OpenedModel, Settings
     from autovla_rt.export.codebook import CodebookInfo
     from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.runtime.scene import Request
 
 app = typer.Typer(
     name="autovla-rt",
@@ -46,6 +58,7 @@ app = typer.Typer(
 )
 codebook_app = typer.Typer(help="Import, build and show action codebooks.", no_args_is_help=True)
 app.add_typer(codebook_app, name="codebook")
+app.command()(cli_profile.profile)
 app.command()(cli_world.drive)
 app.command()(cli_world.scenes)
 
@@ -238,18 +251,12 @@ def inspect(
 
 @app.command()
 def plan(
-    frames: Annotated[
-        Path | None, typer.Option(help="Folder with front, front_left and front_right.")
-    ] = None,
-    scene: Annotated[Path | None, typer.Option(help="Scene JSON of the training data.")] = None,
-    sensor_root: Annotated[Path | None, typer.Option(help="Root of the scene's paths.")] = None,
-    speed: Annotated[float | None, typer.Option(help="Speed in m/s [scene.json].")] = None,
-    acceleration: Annotated[
-        float | None, typer.Option(help="Norm of the acceleration in m/s² [scene.json].")
-    ] = None,
-    instruction: Annotated[
-        str | None, typer.Option(help="Navigation instruction [scene.json].")
-    ] = None,
+    frames: Frames = None,
+    scene: SceneFile = None,
+    sensor_root: SensorRoot = None,
+    speed: Speed = None,
+    acceleration: Acceleration = None,
+    instruction: Instruction = None,
     engine: Engine = DEFAULT_ENGINE,
     mode: Annotated[Mode, typer.Option(help="Let the model decide, or force an answer.")] = (
         Mode.auto
@@ -297,7 +304,7 @@ def plan(
         seed=seed,
     )
     refinement = read_decode(decode)
-    request = _request(frames, scene, sensor_root, speed, acceleration, instruction)
+    request = read_request(frames, scene, sensor_root, speed, acceleration, instruction)
     for path in filter(None, (out, plot)):
         require_writable(path)
     if plot is not None:
@@ -472,35 +479,6 @@ def _frame_sizes(given: list[str] | None) -> dict[str, tuple[int, int]]:
             f"Add --frame-size {missing[0]}=WIDTHxHEIGHT, or one size without a camera for all."
         )
     return sizes
-
-
-def _request(
-    frames: Path | None,
-    scene: Path | None,
-    sensor_root: Path | None,
-    speed: float | None,
-    acceleration: float | None,
-    instruction: str | None,
-) -> Request:
-    from autovla_rt.runtime.scene import read_frames_dir, read_scene
-
-    if (frames is None) == (scene is None):
-        given = "neither" if frames is None else "both"
-        raise typer.BadParameter(f"expected --frames or --scene, got {given}: give one of them")
-    if frames is not None:
-        if sensor_root is not None:
-            raise typer.BadParameter("--sensor-root goes with --scene: leave it out, or --frames")
-        return read_frames_dir(
-            frames, velocity=speed, acceleration=acceleration, instruction=instruction
-        )
-    assert scene is not None
-    if sensor_root is None:
-        raise typer.BadParameter("--scene needs --sensor-root: the folder its paths start from")
-    if (speed, acceleration, instruction) != (None, None, None):
-        raise typer.BadParameter(
-            "--speed, --acceleration and --instruction go with --frames: a scene has its own"
-        )
-    return read_scene(scene, sensor_root)
 
 
 def _log(message: str) -> None:

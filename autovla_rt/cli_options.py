@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from autovla_rt.runtime.draft import Refinement
+    from autovla_rt.runtime.scene import Request
 
 DEFAULT_ENGINE = Path("engines/demo")
 
@@ -22,6 +23,16 @@ Decode = Annotated[
         "no pose by more than CM centimetres."
     ),
 ]
+
+
+Frames = Annotated[Path | None, typer.Option(help="Folder with front, front_left and front_right.")]
+SceneFile = Annotated[Path | None, typer.Option(help="Scene JSON of the training data.")]
+SensorRoot = Annotated[Path | None, typer.Option(help="Root of the scene's paths.")]
+Speed = Annotated[float | None, typer.Option(help="Speed in m/s [scene.json].")]
+Acceleration = Annotated[
+    float | None, typer.Option(help="Norm of the acceleration in m/s² [scene.json].")
+]
+Instruction = Annotated[str | None, typer.Option(help="Navigation instruction [scene.json].")]
 
 
 class Mode(enum.StrEnum):
@@ -54,3 +65,38 @@ def read_decode(text: str) -> Refinement | None:
         "--decode: expected exact or refine:K[:CM] with K passes from 1 and CM centimetres from 0, "
         f"such as refine:2 or refine:10:20, got {text!r}"
     )
+
+
+def read_request(
+    frames: Path | None,
+    scene: Path | None,
+    sensor_root: Path | None,
+    speed: float | None,
+    acceleration: float | None,
+    instruction: str | None,
+) -> Request:
+    """Read the request of the options above.
+
+    Raises:
+        BadParameter: options that do not go together.
+        InputError: what they name is unusable.
+    """
+    from autovla_rt.runtime.scene import read_frames_dir, read_scene
+
+    if (frames is None) == (scene is None):
+        given = "neither" if frames is None else "both"
+        raise typer.BadParameter(f"expected --frames or --scene, got {given}: give one of them")
+    if frames is not None:
+        if sensor_root is not None:
+            raise typer.BadParameter("--sensor-root goes with --scene: leave it out, or --frames")
+        return read_frames_dir(
+            frames, velocity=speed, acceleration=acceleration, instruction=instruction
+        )
+    assert scene is not None
+    if sensor_root is None:
+        raise typer.BadParameter("--scene needs --sensor-root: the folder its paths start from")
+    if (speed, acceleration, instruction) != (None, None, None):
+        raise typer.BadParameter(
+            "--speed, --acceleration and --instruction go with --frames: a scene has its own"
+        )
+    return read_scene(scene, sensor_root)

@@ -145,6 +145,48 @@ def print_plan(plan: Plan) -> None:
     _print(table, poses, stages)
 
 
+def print_profile(report: dict[str, Any]) -> None:
+    """Print latencies, and what they were measured with."""
+    engine, device, protocol = report["engine"], report["device"], report["protocol"]
+    acceptance, passes = report["acceptance"], report["forward_passes"]
+    refinement = protocol["refinement"]
+    table = _pairs("profile")
+    for key, value in {
+        "engine": f"{engine['name']}, {engine['sha256'][:16]}, {engine['backend']}",
+        "device": f"{device['name']}, {device['cores']} cores, {device['system']}",
+        "protocol": (
+            f"{protocol['requests']} requests after {protocol['warm_up']}, "
+            f"{'streamed' if protocol['streamed'] else 'each by itself'}, "
+            f"{protocol['threads']} threads, mode {protocol['mode']}, "
+            f"{'exact' if refinement is None else 'refined'}"
+        ),
+        "modes": ", ".join(f"{mode} {count}" for mode, count in report["modes"].items()),
+        "forward passes": ", ".join(f"{n}: {c}" for n, c in passes["distribution"].items()),
+        "prefill": f"{report['prefill_tokens_per_s']['p50']:.0f} tokens/s",
+        "generation": f"{report['generation_tokens_per_s']['p50']:.0f} tokens/s",
+        "drafts": (
+            f"{report['accepted_tokens']} of {report['drafted_tokens']} tokens accepted"
+            + ("" if acceptance is None else f" ({acceptance:.0%})")
+        ),
+        "frame pairs reused": f"{report['reused_frame_pairs']['p50']:.0f} of a request's",
+        "outside the engine": f"{report['outside_engine_share']['p50']:.1%} of the time",
+        "peak memory": _size(report["peak_rss_bytes"]),
+    }.items():
+        table.add_row(key, _plain(value))
+    stages = Table("stage, ms", "p50", "p90", "p99", "max", "jitter", title="latency")
+    rows = {**report["stages_ms"], "request": report["request_ms"]}
+    for name, of in rows.items():
+        stages.add_row(name, *(f"{of[key]:.2f}" for key in ("p50", "p90", "p99", "max", "jitter")))
+    calls = Table("rows of a pass", "n", "p50", "p90", "p99", "max", title="passes, ms")
+    for count, of in report["passes_ms"].items():
+        numbers = (f"{of[key]:.2f}" for key in ("p50", "p90", "p99", "max"))
+        calls.add_row(str(count), str(of["n"]), *numbers)
+    for numeric in (stages, calls):
+        for column in numeric.columns[1:]:
+            column.justify = "right"
+    _print(table, stages, calls)
+
+
 def print_drive(record: dict[str, Any], out: Path) -> None:
     """Print how a drive went and where its pictures are."""
     score = record["score"]

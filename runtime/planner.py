@@ -176,17 +176,19 @@ class Planner:
         sampling: Sampling = GREEDY,
         thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
         refinement: Refinement | None = None,
+        trace: Trace | None = None,
     ) -> Plan:
         """Plan one request.
 
-        A refinement (see there) takes another plan than the exact one, in fewer passes.
+        A refinement (see there) takes another plan than the exact one, in fewer passes. `trace`
+        receives the spans of the request's stages.
 
         Raises:
             InputError: a frame or value is unusable or does not fit the engine.
             CapacityError: prompt and answer do not fit the KV cache.
         """
         require_possible(self._grammar, mode, thinking_token_budget)
-        trace = Trace()
+        trace = trace or Trace()
         prompted = self.encode(request, trace)
         with trace.span("draft"):
             draft = self.draft(request)

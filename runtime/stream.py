@@ -67,6 +67,7 @@ class Stream:
         sampling: Sampling = GREEDY,
         thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
         refinement: Refinement | None = None,
+        trace: Trace | None = None,
     ) -> Plan:
         """Plan the next request.
 
@@ -79,6 +80,7 @@ class Stream:
             sampling: As for `Planner.plan`.
             thinking_token_budget: As for `Planner.plan`.
             refinement: See `Refinement`; None is exact.
+            trace: Receives the spans of the request's stages.
 
         Raises:
             InputError: the time is not later than the last request's (`reset` begins anew), or as
@@ -87,7 +89,7 @@ class Stream:
         """
         here = None if pose is None else np.asarray(pose, np.float64)
         self._require_later(time)
-        trace = Trace()
+        trace = trace or Trace()
         prompted = self._planner.encode(request, trace, self.cache)
         with trace.span("draft"):
             draft = self._draft(request, time, here)

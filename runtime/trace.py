@@ -4,24 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter_ns
 
 
+@dataclass(frozen=True)
+class Span:
+    """One visit to a stage; `start_ns` and `end_ns` are of the monotonic clock."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
 class Trace:
-    """Durations of one request's stages, in the order in which the stages were first entered.
+    """The spans of one request.
 
     Spans of different names may nest (each keeps its full duration). A name that is entered again
     later adds up; one entered again while it is still open is not timed twice.
+
+    Attributes:
+        spans: The visits so far, in the order in which they ended.
     """
 
     def __init__(self) -> None:
-        self._elapsed_ns: dict[str, int] = {}
+        self.spans: list[Span] = []
+        self._entered: dict[str, None] = {}
         self._open: set[str] = set()
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Measure the body as part of stage `name`, also when it raises."""
-        self._elapsed_ns.setdefault(name, 0)
+        self._entered.setdefault(name)
         if name in self._open:
             yield
             return
@@ -30,9 +44,15 @@ class Trace:
         try:
             yield
         finally:
-            self._elapsed_ns[name] += perf_counter_ns() - start
+            self.spans.append(Span(name, start, perf_counter_ns()))
             self._open.remove(name)
 
     def stages_ms(self) -> dict[str, float]:
-        """Return the milliseconds spent in each stage; a span that is still open counts nothing."""
-        return {name: elapsed / 1e6 for name, elapsed in self._elapsed_ns.items()}
+        """Return the milliseconds spent in each stage, in the order in which they were entered.
+
+        A span that is still open counts nothing.
+        """
+        elapsed = dict.fromkeys(self._entered, 0)
+        for span in self.spans:
+            elapsed[span.name] += span.end_ns - span.start_ns
+        return {name: total / 1e6 for name, total in elapsed.items()}

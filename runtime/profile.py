@@ -1,0 +1,272 @@
+"""Latency of an engine, measured: by stage, by engine call, with everything that it depends on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import repeat
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from autovla_rt.bundle import Bundle
+from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA
+from autovla_rt.errors import InputError
+from autovla_rt.runtime.decode import Mode
+from autovla_rt.runtime.draft import Refinement
+from autovla_rt.runtime.frames import describe, read_image, to_rgb
+from autovla_rt.runtime.planner import (
+    DEFAULT_THINKING_TOKEN_BUDGET,
+    Plan,
+    Planner,
+    describe_engine,
+    open_engines,
+)
+from autovla_rt.runtime.scene import Request
+from autovla_rt.runtime.stream import Stream
+from autovla_rt.runtime.timed_engine import EngineCall, TimedLanguage, TimedVision
+from autovla_rt.runtime.trace import Span, Trace
+
+TICK = 0.5
+"""Seconds between two requests of a stream, as between two frames."""
+PIXELS_PER_TICK = 2
+BOARD, CPUINFO = Path("/proc/device-tree/model"), Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """What is measured.
+
+    Attributes:
+        requests: Requests that count.
+        warm_up: Requests before them, which do not.
+        threads: As for `Planner.load`.
+        streamed: Whether requests follow each other in a drive (see `moving`), or each is the
+            first.
+        mode: As for `Planner.plan`.
+        thinking_token_budget: As for `Planner.plan`.
+        refinement: As for `Planner.plan`.
+    """
+
+    requests: int = 50
+    warm_up: int = 5
+    threads: int | None = None
+    streamed: bool = False
+    mode: Mode = "auto"
+    thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET
+    refinement: Refinement | None = None
+
+    def __post_init__(self) -> None:
+        if self.requests < 1 or self.warm_up < 0:
+            raise InputError(
+                "profile: expected one request or more and a warm-up from 0 on, got "
+                f"{self.requests} and {self.warm_up}."
+            )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One request: its plan, the spans of its stages, the calls of its engines."""
+
+    plan: Plan
+    spans: tuple[Span, ...]
+    calls: tuple[EngineCall, ...]
+    start_ns: int
+    end_ns: int
+    reused_pairs: int
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds from frames to plan."""
+        return (self.end_ns - self.start_ns) / 1e6
+
+
+def profile(bundle: Bundle, request: Request, settings: ProfileSettings) -> list[Measured]:
+    """Plan a request again and again, and measure each time.
+
+    Args:
+        bundle: The engine.
+        request: The request; a stream's frames move on from it.
+        settings: How often, and how.
+
+    Raises:
+        InputError: a frame or value is unusable or does not fit the engine.
+        BundleError: the engine does not load.
+        CapacityError: prompt and answer do not fit the KV cache.
+    """
+    calls: list[EngineCall] = []
+    vision, language = open_engines(bundle, settings.threads)
+    planner = Planner(bundle, TimedVision(vision, calls), TimedLanguage(language, calls))
+    stream = Stream(planner)
+    measured = []
+    requests = moving(request) if settings.streamed else repeat(request)
+    for index in range(settings.warm_up + settings.requests):
+        asked, trace, hits = next(requests), Trace(), stream.cache.hits
+        calls.clear()
+        options: dict[str, Any] = {
+            "mode": settings.mode,
+            "thinking_token_budget": settings.thinking_token_budget,
+            "refinement": settings.refinement,
+            "trace": trace,
+        }
+        start = perf_counter_ns()
+        if settings.streamed:
+            plan = stream.plan(asked, time=TICK * index, **options)
+        else:
+            plan = planner.plan(asked, **options)
+        end = perf_counter_ns()
+        if index >= settings.warm_up:
+            reused = stream.cache.hits - hits
+            measured.append(Measured(plan, tuple(trace.spans), tuple(calls), start, end, reused))
+    return measured
+
+
+def moving(request: Request) -> Iterator[Request]:
+    """Yield requests whose frames move on by one each time, as those of a drive do.
+
+    The frames come again in turn, every one shifted a little to the side, so that no frame is
+    equal to another; the numbers stay. So half of the pairs of frames are known from the third
+    request on, and the plan before is a draft of the next. How the scene changes is made up: drafts
+    of a real drive are accepted more or less often.
+    """
+    bases = {
+        camera: [
+            np.asarray(to_rgb(read_image(frame, name), name))
+            for index, frame in enumerate(request.frames[camera])
+            for name in (describe(frame, camera, index),)
+        ]
+        for camera in CAMERAS
+    }
+    first = 0
+    while True:
+        frames = {
+            camera: [
+                np.roll(of[tick % len(of)], PIXELS_PER_TICK * tick, axis=1)
+                for tick in range(first, first + FRAMES_PER_CAMERA)
+            ]
+            for camera, of in bases.items()
+        }
+        yield replace(request, frames=frames)
+        first += 1
+
+
+def summary(
+    measured: Sequence[Measured], bundle: Bundle, settings: ProfileSettings
+) -> dict[str, Any]:
+    """Sum up: percentiles in milliseconds, rates, acceptance and the protocol, ready for JSON."""
+    plans = [m.plan for m in measured]
+    stages = list(dict.fromkeys(stage for plan in plans for stage in plan.stages_ms))
+    passes = [[call for call in m.calls if call.name == "pass"] for m in measured]
+    prefills = [of[0] for of in passes]
+    engine_ms = [sum(call.ms for call in m.calls) for m in measured]
+    drafted, accepted = sum(p.drafted for p in plans), sum(p.accepted for p in plans)
+    by_rows: dict[int, list[float]] = defaultdict(list)
+    for call in (call for of in passes for call in of):
+        by_rows[call.rows].append(call.ms)
+    return {
+        "engine": describe_engine(bundle.manifest, bundle.identity),
+        "device": device(),
+        "protocol": protocol(settings),
+        "request_ms": percentiles([m.ms for m in measured]),
+        "stages_ms": {
+            stage: percentiles([plan.stages_ms.get(stage, 0.0) for plan in plans])
+            for stage in stages
+        },
+        "outside_engine_share": percentiles(
+            [1 - engine / m.ms for engine, m in zip(engine_ms, measured, strict=True)]
+        ),
+        "modes": dict(Counter(plan.mode for plan in plans)),
+        "forward_passes": {
+            **percentiles([plan.forward_passes for plan in plans]),
+            "distribution": dict(sorted(Counter(plan.forward_passes for plan in plans).items())),
+        },
+        "thinking_tokens": percentiles([plan.thinking_tokens for plan in plans]),
+        "prefill_tokens_per_s": percentiles([c.rows / c.ms * 1e3 for c in prefills]),
+        "generation_tokens_per_s": percentiles([_generation_rate(m) for m in measured]),
+        "drafted_tokens": drafted,
+        "accepted_tokens": accepted,
+        "acceptance": accepted / drafted if drafted else None,
+        "reused_frame_pairs": percentiles([m.reused_pairs for m in measured]),
+        "passes_ms": {rows: percentiles(of) for rows, of in sorted(by_rows.items())},
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """Return count, p50, p90, p99 (linear between values), greatest, and jitter (p99 - p50)."""
+    array = np.fromiter(values, np.float64)
+    p50, p90, p99 = (float(value) for value in np.percentile(array, [50, 90, 99]))
+    return {
+        "n": len(array),
+        "p50": p50,
+        "p90": p90,
+        "p99": p99,
+        "max": float(array.max()),
+        "jitter": p99 - p50,
+    }
+
+
+def chrome_trace(measured: Sequence[Measured]) -> dict[str, Any]:
+    """Return the requests as a trace of chrome://tracing: stages in one row, calls in another."""
+    events = [
+        _event("request", "request", m.start_ns, m.end_ns, mode=m.plan.mode) for m in measured
+    ]
+    for m in measured:
+        events += [_event(s.name, "stage", s.start_ns, s.end_ns) for s in m.spans]
+        events += [
+            _event(call.name, "engine", call.start_ns, call.end_ns, rows=call.rows)
+            for call in m.calls
+        ]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def device() -> dict[str, Any]:
+    """Say what machine this is."""
+    return {
+        "name": device_name(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def device_name() -> str:
+    """Return the board's name where it has one (Jetson), else the CPU's."""
+    if BOARD.exists():
+        return BOARD.read_text(errors="replace").strip("\0\n ")
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def protocol(settings: ProfileSettings) -> dict[str, Any]:
+    """Return the settings as plain values."""
+    refinement = settings.refinement
+    return {
+        **asdict(settings),
+        "threads": settings.threads or os.cpu_count(),
+        "refinement": None if refinement is None else asdict(refinement),
+    }
+
+
+def _generation_rate(measured: Measured) -> float:
+    """Return the tokens of the answer by second, from the end of the prefill on."""
+    end = next(call.end_ns for call in measured.calls if call.name == "pass")
+    last = max(call.end_ns for call in measured.calls)
+    tokens = measured.plan.thinking_tokens + len(measured.plan.action_tokens)
+    return tokens / max(last - end, 1) * 1e9
+
+
+def _event(name: str, row: str, start_ns: int, end_ns: int, **details: Any) -> dict[str, Any]:
+    rows = ("request", "stage", "engine")
+    times = {"ts": start_ns / 1e3, "dur": (end_ns - start_ns) / 1e3}
+    place = {"cat": row, "ph": "X", "pid": 1, "tid": rows.index(row)}
+    return {"name": name, **place, **times, "args": details}
