@@ -28,6 +28,7 @@ from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.checkpoint import Checkpoint
 from autovla_rt.export.codebook import write_codebook
 from autovla_rt.export.emit.ort import emit_language, emit_rotary, emit_vision
+from autovla_rt.export.passes.prefix_kv import emit_prefix_kv
 from autovla_rt.export.progress import Progress
 from autovla_rt.export.prompt import compile_prompt
 from autovla_rt.export.targets import Target, check_target
@@ -189,6 +190,8 @@ def build_engine(model: OpenedModel, settings: Settings, folder: Path, progress:
     with bundle_writer(folder) as building:
         export_vision(model, settings, cameras, building, progress)
         export_language(model, settings, cameras, building, progress)
+        progress.stage("prompt prefix", model.geometry.language.num_hidden_layers)
+        emit_prefix_kv(building, model.geometry, prompt, settings.parts, progress.advance)
         progress.stage("checkpoint hash", None)
         fingerprint = model.checkpoint.fingerprint()
         progress.stage("bundle", None)

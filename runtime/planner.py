@@ -213,7 +213,7 @@ class Planner:
             ids = prompt_ids(self._prompt, self._tokenizer, request)
             embeddings = self._language.embed(ids)
             place_features(embeddings, self._prompt, features)
-        self._language.truncate(0)
+        self._language.truncate(self._language.prefix_length)
         return Prompted(ids, embeddings)
 
     def answer(
@@ -355,7 +355,7 @@ class Planner:
         prompted = self.encode(request)
         return generate(
             self._language,
-            prompted.embeddings,
+            prompted.embeddings[self._language.length :],
             prompted.ids,
             sampler=Sampler(sampling),
             max_new_tokens=max_new_tokens,

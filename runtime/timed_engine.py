@@ -62,6 +62,11 @@ class TimedLanguage:
         """Positions filled so far."""
         return self._engine.length
 
+    @property
+    def prefix_length(self) -> int:
+        """Positions filled at load."""
+        return self._engine.prefix_length
+
     def embed(self, token_ids: NDArray[np.int64]) -> Float:
         """Look up token ids (not timed: a copy of rows)."""
         return self._engine.embed(token_ids)

@@ -35,6 +35,11 @@ class LanguageEngine(Protocol):
         """Positions filled so far."""
         ...
 
+    @property
+    def prefix_length(self) -> int:
+        """Positions at the front that were filled at load and are never forgotten."""
+        ...
+
     def embed(self, token_ids: NDArray[np.int64]) -> Float:
         """Look up [k] token ids; returns [k, hidden]."""
         ...
@@ -51,7 +56,7 @@ class LanguageEngine(Protocol):
         ...
 
     def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on (rollback; no pass)."""
+        """Forget all positions from `length` >= prefix_length on (rollback; no pass)."""
         ...
 
     def logits(self, hidden: Float) -> Float:

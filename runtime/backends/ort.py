@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -12,12 +10,11 @@ from threadpoolctl import threadpool_limits
 
 from autovla_rt.bundle import Bundle
 from autovla_rt.config import SPARE_POSITIONS
-from autovla_rt.errors import BundleError, CapacityError
+from autovla_rt.errors import CapacityError
 from autovla_rt.kernels.action_head import action_logits
+from autovla_rt.ort_session import open_session
+from autovla_rt.prefix import PREFIX_FILE, Prefix, read_prefix
 from autovla_rt.runtime.backends import Float
-
-PROVIDER = "CPUExecutionProvider"
-CPUINFO = Path("/proc/cpuinfo")
 
 ROW_MULTIPLE = 2
 """Rows of a quantized engine's passes are padded to a multiple of this, by repeating the last one.
@@ -28,44 +25,6 @@ and moves final hidden states by 0.3 %. Even numbers of rows agree bit for bit, 
 AVX-512 VNNI. A pass of one token costs about 1.4 times as much. One position more than the capacity
 (`SPARE_POSITIONS`) is room for a pass that ends at the last one.
 """
-
-
-def int8_kernels_saturate(cpuinfo: str) -> bool:
-    """Whether ONNX Runtime's uint8 x int8 kernels add products in 16 bits on this CPU.
-
-    They do on x86 without VNNI: full-range operands come out up to 18 % wrong. `cpuinfo` is the
-    text of /proc/cpuinfo; ARM lists "Features", not "flags".
-    """
-    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
-    return bool(flags) and "vnni" not in flags
-
-
-def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
-    """Open a graph on the CPU provider, and on nothing else.
-
-    Raises:
-        BundleError: ONNX Runtime cannot load the graph or took another provider.
-    """
-    options = ort.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if int8_kernels_saturate(CPUINFO.read_text() if CPUINFO.exists() else ""):
-        # Compute in uint8 x uint8: exact, and there as fast. Never on a CPU with VNNI, which would
-        # lose a factor of six.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = ort.InferenceSession(str(path), options, providers=[PROVIDER])
-    except Exception as error:  # ONNX Runtime raises its own unrelated classes
-        raise BundleError(
-            f"{path}: ONNX Runtime {ort.__version__} cannot load the graph: {error}\n"
-            "Build the bundle again, or install the version that `autovla-rt inspect` names."
-        ) from error
-    if session.get_providers() != [PROVIDER]:
-        raise BundleError(
-            f"{path}: expected provider {PROVIDER}, got {session.get_providers()}. "
-            "Uninstall onnxruntime-gpu or use its own environment."
-        )
-    return session
 
 
 def keep_blas_to_one_thread() -> None:
@@ -96,13 +55,20 @@ class OrtVision:
 
 
 class OrtLanguage:
-    """The language model with its KV cache, updated in place by GroupQueryAttention."""
+    """The language model with its KV cache, updated in place by GroupQueryAttention.
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    Args:
+        bundle: The engine.
+        threads: Of ONNX Runtime; None takes every core.
+        use_prefix: Fill the cache with the bundle's prefix.
+    """
+
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, *, use_prefix: bool = True
+    ) -> None:
         keep_blas_to_one_thread()
         manifest = bundle.manifest
         self._capacity = manifest.kv_capacity
-        self._length = 0
         self._row_multiple = 1 if manifest.precision.language == "fp32" else ROW_MULTIPLE
         self._embeddings = np.load(bundle.path("embeddings.npy"), mmap_mode="r")
         self._action_weight = load_file(bundle.path("action_head.safetensors"))["weight"]
@@ -110,9 +76,15 @@ class OrtLanguage:
         self._session = open_session(bundle.path("language.onnx"), threads)
         self._binding = self._session.io_binding()
         self._lengths = np.zeros(1, np.int32), np.zeros(1, np.int32)
-        self._bound = self._bind_constants(bundle, manifest.geometry.language.num_hidden_layers)
+        prefix = read_prefix(bundle) if use_prefix and PREFIX_FILE in manifest.files else None
+        self._prefix_length = self._length = 0 if prefix is None else prefix.length
+        self._bound = self._bind_constants(
+            bundle, manifest.geometry.language.num_hidden_layers, prefix
+        )
 
-    def _bind_constants(self, bundle: Bundle, layers: int) -> list[ort.OrtValue]:
+    def _bind_constants(
+        self, bundle: Bundle, layers: int, prefix: Prefix | None
+    ) -> list[ort.OrtValue]:
         """Bind rotary tables and the cache once; past and present share one buffer."""
         geometry = bundle.manifest.geometry.language
         tables = load_file(bundle.path("rotary.safetensors"))
@@ -125,7 +97,10 @@ class OrtLanguage:
         shape = (1, geometry.num_key_value_heads, positions, geometry.head_dim)
         for layer in range(layers):
             for part in ("key", "value"):
-                value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                cache = np.zeros(shape, np.float32)
+                if prefix is not None:
+                    cache[0, :, : prefix.length] = prefix.tensor(part, layer)
+                value = ort.OrtValue.ortvalue_from_numpy(cache)
                 self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
                 self._binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
                 values.append(value)
@@ -140,6 +115,11 @@ class OrtLanguage:
     def length(self) -> int:
         """Positions filled so far."""
         return self._length
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions that were filled when the engine was loaded, and stay."""
+        return self._prefix_length
 
     def embed(self, token_ids: NDArray[np.int64]) -> Float:
         """Look up [k] token ids; only their rows are read from the mapped table."""
@@ -176,8 +156,11 @@ class OrtLanguage:
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"cannot truncate {self._length} positions to {length}")
+        if not self._prefix_length <= length <= self._length:
+            raise ValueError(
+                f"cannot truncate {self._length} positions, {self._prefix_length} of them the "
+                f"prompt's constant prefix, to {length}"
+            )
         self._length = length
 
     def logits(self, hidden: Float) -> Float:

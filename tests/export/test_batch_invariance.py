@@ -76,6 +76,7 @@ class Bundle:
         self.folder = folder
         self.manifest = self
         self.geometry, self.kv_capacity, self.cameras = GEOMETRY, CAPACITY, (CAMERA,)
+        self.files = {}
 
     def path(self, name):
         return self.folder / name

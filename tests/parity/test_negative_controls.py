@@ -72,10 +72,13 @@ def vision_error(pair, bundle, weights, folder, vision):
 
 def logits_error(pair, bundle, folder, driving_request):
     """Largest difference from the right engine of one with other rotary tables."""
-    prompted = pair.planner.encode(driving_request)
+    embeddings = pair.planner.encode(driving_request).embeddings
     right, wrong = (
-        engine.logits(engine.extend(prompted.embeddings)[-1:])
-        for engine in (pair.planner._language, OrtLanguage(Folder(bundle, folder)))
+        engine.logits(engine.extend(embeddings[engine.length :])[-1:])
+        for engine in (
+            pair.planner._language,
+            OrtLanguage(Folder(bundle, folder), use_prefix=False),
+        )
     )
     return np.abs(right - wrong).max()
 

@@ -15,7 +15,8 @@ from autovla_rt.config import Geometry, LanguageGeometry, Precision, VisionGeome
 from autovla_rt.export.emit.ort import emit_language
 from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
 from autovla_rt.export.weight_source import ModelWeights
-from autovla_rt.runtime.backends.ort import OrtLanguage, open_session
+from autovla_rt.ort_session import open_session
+from autovla_rt.runtime.backends.ort import OrtLanguage
 
 # The other exporter traces, and warns of it at length.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -63,7 +64,7 @@ class Bundle:
 
     def __init__(self, folder, precision):
         self.folder, self.precision, self.manifest = folder, precision, self
-        self.geometry, self.kv_capacity = GEOMETRY, CAPACITY
+        self.geometry, self.kv_capacity, self.files = GEOMETRY, CAPACITY, {}
 
     def path(self, name):
         return self.folder / name

@@ -54,7 +54,8 @@ def test_last_logits_equal_transformers(pair, driving_request, reference_inputs)
         expected = pair.reference(**inputs).logits[0, -1].numpy()
     assert expected.std() >= 1.5
     planner = pair.planner
-    hidden = planner._language.extend(planner.encode(driving_request).embeddings)
+    embeddings = planner.encode(driving_request).embeddings
+    hidden = planner._language.extend(embeddings[planner._language.length :])
     actual = planner._language.logits(hidden[-1:])[0]
     report("logits", actual, expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
@@ -71,7 +72,7 @@ def test_64_greedy_tokens_equal_transformers(pair, driving_request, reference_in
     prompted = planner.encode(driving_request)
     actual = generate(
         planner._language,
-        prompted.embeddings,
+        prompted.embeddings[planner._language.length :],
         prompted.ids,
         sampler=Sampler(Sampling()),
         max_new_tokens=64,

@@ -34,6 +34,8 @@ class FakeEngine:
         self.calls: list[tuple[str, int]] = []
         self._histories: list[tuple[int, ...]] = []
 
+    prefix_length = 0
+
     @property
     def length(self) -> int:
         return len(self.history)

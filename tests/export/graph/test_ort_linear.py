@@ -7,7 +7,7 @@ from autovla_rt.export.graph.ort import OrtOps
 from autovla_rt.export.graph.ort_linear import LINEARS
 from autovla_rt.export.quantize import int8_per_channel
 from autovla_rt.export.weight_file import WeightFile
-from autovla_rt.runtime.backends.ort import open_session
+from autovla_rt.ort_session import open_session
 
 BLOCK = 32
 WIDTH = 200  # no multiple of the block

@@ -1,6 +1,6 @@
 import pytest
 
-from autovla_rt.runtime.backends.ort import int8_kernels_saturate
+from autovla_rt.ort_session import int8_kernels_saturate
 
 
 @pytest.mark.parametrize(
