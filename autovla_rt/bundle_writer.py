@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from autovla_rt.bundle import MANIFEST, FileRecord, Manifest, manifest_seal, sha256_of
+from autovla_rt.config import LATENCY_FOLDER
 from autovla_rt.errors import StorageError
 
 RETIRED = "retired"
@@ -109,14 +110,17 @@ def _names(folder: Path) -> set[str]:
 
 
 def _bundle_files(manifest: Path) -> set[str]:
-    """Names that a manifest of any version lists, with its own; none where it cannot be read."""
+    """Names that a manifest of any version lists, its own, and that of latencies measured with it.
+
+    None where the manifest cannot be read.
+    """
     try:
         content = json.loads(manifest.read_bytes())
     except (ValueError, RecursionError):
         return set()
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         return set()
-    return {MANIFEST, *content["files"]}
+    return {MANIFEST, LATENCY_FOLDER, *content["files"]}
 
 
 @contextlib.contextmanager

@@ -48,6 +48,9 @@ def profile(
     decode: Decode = EXACT,
     threads: Annotated[int | None, typer.Option(help="Threads [every physical core].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Save what deadlines need, beside the bundle.")
+    ] = False,
     trace: Annotated[
         Path | None, typer.Option(help="Write a trace for chrome://tracing or Perfetto.")
     ] = None,
@@ -69,6 +72,14 @@ def profile(
     report = summary(measured, bundle, settings)
     if trace is not None:
         write_file(trace, json.dumps(chrome_trace(measured)).encode())
+    if save:
+        from autovla_rt.runtime.latency import save_latency
+        from autovla_rt.runtime.latency_measurement import measure_latency
+
+        used = report["protocol"]["threads"]
+        latency = measure_latency(bundle, request, threads=used, requests=requests)
+        report["latency"] = latency.model_dump()
+        typer.echo(f"saved {save_latency(bundle, latency)}", err=True)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:

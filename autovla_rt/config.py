@@ -176,6 +176,9 @@ class CompiledPrompt(Model):
     tail: Template
 
 
+LATENCY_FOLDER = "latency"
+"""In a bundle's folder, outside its manifest: what was measured with it, by machine."""
+
 SPARE_POSITIONS = 1
 """Rotary rows and KV positions behind an engine's capacity, for padded passes of the runtime."""
 

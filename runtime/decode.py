@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autovla_rt.errors import CapacityError, InputError
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine
+from autovla_rt.runtime.deadline import Deadline
 from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement, continuation, corrected
 from autovla_rt.runtime.grammar import Actions, Grammar, Literal
 from autovla_rt.runtime.reasoning import Free
@@ -21,7 +22,7 @@ from autovla_rt.runtime.tape import Tape
 from autovla_rt.runtime.trace import Trace
 
 Mode = typing.Literal["auto", "fast", "slow"]
-FinishReason = typing.Literal["stop", "thinking_budget", "capacity"]
+FinishReason = typing.Literal["stop", "thinking_budget", "capacity", "deadline"]
 TokenIds = NDArray[np.int64]
 
 BRANCHES = ("fast", "slow")
@@ -41,7 +42,7 @@ class Decoded:
         p_slow: The model's own probability of the slow answer, also where the mode was forced; None
             without chain of thought.
         finish_reason: Why the reasoning ended: "stop" (by itself, or there was none),
-            "thinking_budget", or "capacity" (the KV cache was full but for the plan).
+            "thinking_budget", "capacity" (the KV cache was full but for the plan) or "deadline".
         forward_passes: Passes of the language model, the prefill included.
         thinking_tokens: Reasoning ids that were generated.
         drafted: Ids that were passed as guesses.
@@ -81,6 +82,7 @@ def decode(
     draft: Draft = NO_DRAFT,
     refinement: Refinement | None = None,
     codebook: Codebook | None = None,
+    deadline: Deadline | None = None,
 ) -> Decoded:
     """Decode one answer under the grammar: always a whole one with exactly the grammar's actions.
 
@@ -95,6 +97,7 @@ def decode(
         trace: Receives the spans prefill, decision, reasoning and actions.
         draft: What the answer may be; it saves passes and changes nothing else.
         refinement: Take the plan after so many passes over the draft; None is exact.
+        deadline: Closes the reasoning while there is time for the actions.
         codebook: What actions do: makes better guesses, and is needed for a refinement.
 
     Raises:
@@ -127,7 +130,9 @@ def decode(
             case Free():
                 spare = engine.capacity - len(prompt_ids) - needed[branch]
                 with trace.span("reasoning"):
-                    thoughts = _reason(tape, segment, sampler, thinking_token_budget, spare, draft)
+                    thoughts = _reason(
+                        tape, segment, sampler, thinking_token_budget, spare, draft, deadline
+                    )
             case Actions(count):
                 with trace.span("actions"):
                     action_indices = (
@@ -223,11 +228,21 @@ def _opening_guess(grammar: Grammar, mode: Mode, draft: Draft) -> list[int]:
 
 
 def _reason(
-    tape: Tape, free: Free, sampler: Sampler, budget: int, spare: int, draft: Draft
+    tape: Tape,
+    free: Free,
+    sampler: Sampler,
+    budget: int,
+    spare: int,
+    draft: Draft,
+    deadline: Deadline | None,
 ) -> _Thoughts:
-    """Reason freely until the closing tag, the budget or the cache's spare positions end it."""
+    """Reason freely until the closing tag, the budget, the cache or the deadline ends it."""
     start = len(tape.ids)
+    finish_reason: FinishReason = "capacity" if spare < budget else "thinking_budget"
     for _ in range(min(budget, spare)):
+        if deadline is not None and deadline.closes_reasoning():
+            finish_reason = "deadline"
+            break
         guess: list[int] = []
         if draft.reasoning_ahead and tape.needs_pass:
             guess = continuation([draft.answer, tape.ids], tape.ids, draft.reasoning_ahead)
@@ -243,9 +258,7 @@ def _reason(
     kept, closing = free.cut(thoughts)
     tape.rollback(start + kept)
     tape.write(*closing)
-    return _Thoughts(
-        thoughts, free.text(thoughts), "capacity" if spare < budget else "thinking_budget"
-    )
+    return _Thoughts(thoughts, free.text(thoughts), finish_reason)
 
 
 def _act(

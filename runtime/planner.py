@@ -19,6 +19,7 @@ from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 from autovla_rt.runtime.camera_encoder import CameraEncoder
+from autovla_rt.runtime.deadline import Deadline
 from autovla_rt.runtime.decode import Decoded, Mode, decode, generate, require_possible
 from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement
 from autovla_rt.runtime.feature_cache import FeatureCache
@@ -62,7 +63,7 @@ class Plan:
         p_slow: The model's own probability of the slow answer; None for "direct".
         action_tokens: Vocabulary ids of the actions.
         reasoning: Text of the chain of thought; "" where there was none.
-        finish_reason: Why the reasoning ended: "stop", "thinking_budget" or "capacity".
+        finish_reason: Why the reasoning ended: "stop", "thinking_budget", "capacity" or "deadline".
         status: "ok": a whole answer of fresh frames.
         forward_passes: Passes of the language model, the prefill included.
         thinking_tokens: Tokens of the reasoning.
@@ -176,12 +177,14 @@ class Planner:
         sampling: Sampling = GREEDY,
         thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
         refinement: Refinement | None = None,
+        deadline: Deadline | None = None,
         trace: Trace | None = None,
     ) -> Plan:
         """Plan one request.
 
-        A refinement (see there) takes another plan than the exact one, in fewer passes. `trace`
-        receives the spans of the request's stages.
+        A refinement (see there) takes another plan than the exact one, in fewer passes. A
+        `deadline` closes the reasoning in time; make it when the frames are there. `trace` receives
+        the spans of the request's stages.
 
         Raises:
             InputError: a frame or value is unusable or does not fit the engine.
@@ -192,7 +195,9 @@ class Planner:
         prompted = self.encode(request, trace)
         with trace.span("draft"):
             draft = self.draft(request)
-        return self._plan(prompted, mode, sampling, thinking_token_budget, trace, draft, refinement)
+        return self._plan(
+            prompted, mode, sampling, thinking_token_budget, trace, draft, refinement, deadline
+        )
 
     def encode(
         self, request: Request, trace: Trace | None = None, cache: FeatureCache | None = None
@@ -226,6 +231,7 @@ class Planner:
         trace: Trace | None = None,
         draft: Draft = NO_DRAFT,
         refinement: Refinement | None = None,
+        deadline: Deadline | None = None,
     ) -> Decoded:
         """Decode an answer to the request that was encoded last; its prompt is passed once.
 
@@ -237,6 +243,7 @@ class Planner:
             trace: Receives the spans of the decoding.
             draft: What the answer may be; it saves passes and changes nothing else.
             refinement: Take the plan after so many passes over the draft; None is exact.
+            deadline: Closes the reasoning while there is time for the actions.
 
         Raises:
             InputError: The mode, the budget or the refinement cannot be served.
@@ -256,6 +263,7 @@ class Planner:
             draft=draft,
             refinement=refinement,
             codebook=self._codebook,
+            deadline=deadline,
         )
 
     def draft(self, request: Request) -> Draft:
@@ -336,6 +344,7 @@ class Planner:
         trace: Trace,
         draft: Draft,
         refinement: Refinement | None = None,
+        deadline: Deadline | None = None,
     ) -> Plan:
         decoded = self.answer(
             prompted,
@@ -345,6 +354,7 @@ class Planner:
             trace=trace,
             draft=draft,
             refinement=refinement,
+            deadline=deadline,
         )
         return self.assemble(decoded, trace)
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import platform
 import resource
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import repeat
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from autovla_rt.bundle import Bundle
 from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA
 from autovla_rt.errors import InputError
 from autovla_rt.runtime.decode import Mode
+from autovla_rt.runtime.device import describe_device
 from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.frames import describe, read_image, to_rgb
 from autovla_rt.runtime.planner import (
@@ -37,7 +35,6 @@ from autovla_rt.runtime.trace import Span, Trace
 TICK = 0.5
 """Seconds between two requests of a stream, as between two frames."""
 PIXELS_PER_TICK = 2
-BOARD, CPUINFO = Path("/proc/device-tree/model"), Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,7 @@ def summary(
         by_rows[call.rows].append(call.ms)
     return {
         "engine": describe_engine(bundle.manifest, bundle.identity),
-        "device": device(),
+        "device": describe_device(),
         "protocol": protocol(settings),
         "request_ms": percentiles([m.ms for m in measured]),
         "stages_ms": {
@@ -225,26 +222,6 @@ def chrome_trace(measured: Sequence[Measured]) -> dict[str, Any]:
             for call in m.calls
         ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-
-def device() -> dict[str, Any]:
-    """Say what machine this is."""
-    return {
-        "name": device_name(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "onnxruntime": onnxruntime.__version__,
-    }
-
-
-def device_name() -> str:
-    """Return the board's name where it has one (Jetson), else the CPU's."""
-    if BOARD.exists():
-        return BOARD.read_text(errors="replace").strip("\0\n ")
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def protocol(settings: ProfileSettings) -> dict[str, Any]:

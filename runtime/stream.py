@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from autovla_rt.errors import InputError
 from autovla_rt.kernels.contour import compose, inverse
+from autovla_rt.runtime.deadline import Deadline
 from autovla_rt.runtime.decode import Decoded, Mode, draft_from
 from autovla_rt.runtime.draft import Draft, Refinement
 from autovla_rt.runtime.feature_cache import FeatureCache
@@ -67,6 +68,7 @@ class Stream:
         sampling: Sampling = GREEDY,
         thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
         refinement: Refinement | None = None,
+        deadline: Deadline | None = None,
         trace: Trace | None = None,
     ) -> Plan:
         """Plan the next request.
@@ -80,6 +82,7 @@ class Stream:
             sampling: As for `Planner.plan`.
             thinking_token_budget: As for `Planner.plan`.
             refinement: See `Refinement`; None is exact.
+            deadline: As for `Planner.plan`.
             trace: Receives the spans of the request's stages.
 
         Raises:
@@ -101,6 +104,7 @@ class Stream:
             trace=trace,
             draft=draft,
             refinement=refinement,
+            deadline=deadline,
         )
         plan = self._planner.assemble(decoded, trace)
         trajectory = np.array(plan.trajectory)

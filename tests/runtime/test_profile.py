@@ -4,6 +4,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ from demo_engine import FRAMES, make_demo
 from autovla_rt.bundle import load_bundle
 from autovla_rt.config import CAMERAS
 from autovla_rt.errors import InputError
+from autovla_rt.runtime.device import device_name
 from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.profile import (
     ProfileSettings,
     chrome_trace,
-    device_name,
     moving,
     percentiles,
     profile,
@@ -59,7 +60,7 @@ def test_calls_and_stages_lie_within_their_request(measured):
         assert len(passes) == one.plan.forward_passes
         assert sum(call.ms for call in one.calls) < one.ms
         assert sum(one.plan.stages_ms.values()) <= one.ms
-    for before, after in zip(measured, measured[1:], strict=False):
+    for before, after in pairwise(measured):
         assert before.end_ns <= after.start_ns
 
 
