@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from autovla_rt.export.build import OpenedModel, Settings
     from autovla_rt.export.codebook import CodebookInfo
     from autovla_rt.export.open_model import ModelFiles
+    from autovla_rt.runtime.deadline import Deadline
+    from autovla_rt.runtime.planner import Planner
+    from autovla_rt.runtime.scene import Request
 
 app = typer.Typer(
     name="autovla-rt",
@@ -63,6 +67,7 @@ app.command()(cli_world.drive)
 app.command()(cli_world.scenes)
 
 DEFAULT_ALTERNATIVES, MAX_ALTERNATIVES = 8, 64
+WARM_UP_TOKENS = 2
 DEFAULT_FRAME_SIZE = ("1920x1080",)
 SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
@@ -274,6 +279,10 @@ def plan(
     ),
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     decode: Decode = EXACT,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(help="Plan within so many ms from loaded frames (needs profile --save)."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads [every physical core].")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 again.")] = False,
     as_json: Json = False,
@@ -316,12 +325,16 @@ def plan(
     _log(f"loaded {engine} in {time.perf_counter() - start:.2f} s")
     for remark in planner.bundle.manifest.notes:
         _log(f"note: {remark}")
+    deadline = None
+    if deadline_ms is not None:
+        deadline = _deadline(deadline_ms, planner, request, threads)
     result = planner.plan(
         request,
         mode=mode.value,
         sampling=sampling,
         thinking_token_budget=thinking_token_budget,
         refinement=refinement,
+        deadline=deadline,
     )
     if out is not None:
         write_file(out, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
@@ -479,6 +492,23 @@ def _frame_sizes(given: list[str] | None) -> dict[str, tuple[int, int]]:
             f"Add --frame-size {missing[0]}=WIDTHxHEIGHT, or one size without a camera for all."
         )
     return sizes
+
+
+def _deadline(
+    milliseconds: float, planner: Planner, request: Request, threads: int | None
+) -> Deadline:
+    """Warm the engine up, then start the clock.
+
+    Raises:
+        InputError: nothing was measured here, or a plan takes longer.
+    """
+    from autovla_rt.runtime.deadline import Deadline
+    from autovla_rt.runtime.device import device_name
+    from autovla_rt.runtime.latency import load_latency
+
+    latency = load_latency(planner.bundle, device_name(), threads or os.cpu_count() or 1)
+    planner.plan(request, thinking_token_budget=WARM_UP_TOKENS)
+    return Deadline(milliseconds, latency)
 
 
 def _log(message: str) -> None:
