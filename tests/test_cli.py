@@ -25,7 +25,7 @@ from autovla_rt.runtime.scene import read_frames_dir
 
 PLAN_KEYS = {
     *("trajectory", "mode", "p_slow", "action_tokens", "reasoning", "finish_reason", "status"),
-    *("forward_passes", "thinking_tokens", "stages_ms", "engine"),
+    *("forward_passes", "thinking_tokens", "drafted", "accepted", "stages_ms", "engine"),
 }
 HEAVY = ("numpy", "pydantic", "onnxruntime", "onnx", "rich", "tokenizers", "PIL", "safetensors")
 
