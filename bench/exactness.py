@@ -123,7 +123,7 @@ class Comparison:
         if mode not in self._last:
             return self.plain.draft(request)
         before, decoded = self._last[mode]
-        likely = carried_on(self.plain.trajectory(decoded), self._dt, time - before, None)
+        likely = carried_on(self.plain.trajectory(decoded), self._dt, time - before)
         return draft_from(decoded, self.plain.actions_of(likely))
 
 

@@ -54,7 +54,7 @@ class Driver(Protocol):
 
 
 class ModelDriver:
-    """The compiled engine: it sees what the cameras see, and knows its own motion.
+    """The compiled engine: it sees what the cameras see, and the request's numbers.
 
     A driver drives one world, once; its plans are a stream.
     """
@@ -73,11 +73,7 @@ class ModelDriver:
         request = request_of(now, drawn)
         start = perf_counter()
         plan = self._stream.plan(
-            request,
-            time=now.time,
-            pose=now.ego[:3],
-            mode=self._mode,
-            refinement=self._refinement,
+            request, time=now.time, mode=self._mode, refinement=self._refinement
         )
         elapsed = (perf_counter() - start) * 1e3
         return Decision(np.array(plan.trajectory), elapsed, plan, drawn[-1])

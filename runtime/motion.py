@@ -38,16 +38,16 @@ def constant_motion(
     return poses[1:]
 
 
-def carried_on(trajectory: ArrayLike, dt: float, elapsed: float, moved: ArrayLike | None) -> Poses:
+def carried_on(trajectory: ArrayLike, dt: float, elapsed: float) -> Poses:
     """Return an earlier plan as it looks now: as many poses [n, 3], in the present ego frame.
 
-    Its last step goes on where it ends. Between two poses positions and headings are interpolated.
+    The ego is taken to be on the plan. The plan's last step goes on where it ends. Between two
+    poses positions and headings are interpolated.
 
     Args:
         trajectory: [n, 3] the plan, `dt` s apart, in the ego frame of its time.
         dt: Seconds between poses.
         elapsed: Seconds since then, from 0 on.
-        moved: The ego's present pose [3] in that frame; None takes it to be on the plan.
     """
     poses = np.concatenate([np.zeros((1, 3)), np.asarray(trajectory, np.float64)])
     count = len(poses) - 1
@@ -55,8 +55,7 @@ def carried_on(trajectory: ArrayLike, dt: float, elapsed: float, moved: ArrayLik
     for _ in range(math.ceil(elapsed / dt)):
         poses = np.concatenate([poses, compose(poses[-1], last)[None]])
     wanted = _interpolated(poses, elapsed / dt + np.arange(count + 1.0))
-    origin = wanted[0] if moved is None else np.asarray(moved, np.float64)
-    return compose(inverse(origin), wanted[1:])
+    return compose(inverse(wanted[0]), wanted[1:])
 
 
 def _interpolated(poses: Poses, places: NDArray[np.floating]) -> Poses:

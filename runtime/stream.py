@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from autovla_rt.errors import InputError
-from autovla_rt.kernels.contour import compose, inverse
 from autovla_rt.runtime.deadline import Deadline
 from autovla_rt.runtime.decode import Decoded, Mode, draft_from
 from autovla_rt.runtime.draft import Draft, Refinement
@@ -28,8 +26,6 @@ class _Last:
     """What the next request starts from."""
 
     time: float
-    pose: Poses | None
-    velocity: float
     decoded: Decoded
     trajectory: Poses
 
@@ -63,7 +59,6 @@ class Stream:
         request: Request,
         *,
         time: float,
-        pose: ArrayLike | None = None,
         mode: Mode = "auto",
         sampling: Sampling = GREEDY,
         thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
@@ -76,8 +71,6 @@ class Stream:
         Args:
             request: The request.
             time: When its newest frames were taken, s; later than the last request's.
-            pose: Where the ego was then (x, y, heading; metres and radians) in any frame that stays
-                where it is, such as odometry's; None where nobody knows.
             mode: As for `Planner.plan`.
             sampling: As for `Planner.plan`.
             thinking_token_budget: As for `Planner.plan`.
@@ -90,12 +83,11 @@ class Stream:
                 for `Planner.plan`.
             CapacityError: prompt and answer do not fit the KV cache.
         """
-        here = None if pose is None else np.asarray(pose, np.float64)
         self._require_later(time)
         trace = trace or Trace()
         prompted = self._planner.encode(request, trace, self.cache)
         with trace.span("draft"):
-            draft = self._draft(request, time, here)
+            draft = self._draft(request, time)
         decoded = self._planner.answer(
             prompted,
             sampler=Sampler(sampling),
@@ -107,8 +99,7 @@ class Stream:
             deadline=deadline,
         )
         plan = self._planner.assemble(decoded, trace)
-        trajectory = np.array(plan.trajectory)
-        self._last = _Last(time, here, request.velocity, decoded, trajectory)
+        self._last = _Last(time, decoded, np.array(plan.trajectory))
         return plan
 
     def reset(self) -> None:
@@ -123,15 +114,10 @@ class Stream:
                 "Call reset() where a recording begins again or the clock was set."
             )
 
-    def _draft(self, request: Request, time: float, pose: Poses | None) -> Draft:
+    def _draft(self, request: Request, time: float) -> Draft:
+        """Carry the last plan on, unless it is over."""
         last = self._last
-        if last is None:
+        if last is None or time - last.time >= self._steps * self._dt:
             return self._planner.draft(request)
-        elapsed = time - last.time
-        moved = None
-        if pose is not None and last.pose is not None:
-            moved = compose(inverse(last.pose), pose)
-        if elapsed < self._steps * self._dt:
-            likely = carried_on(last.trajectory, self._dt, elapsed, moved)
-            return draft_from(last.decoded, self._planner.actions_of(likely))
-        return self._planner.draft(request)
+        likely = carried_on(last.trajectory, self._dt, time - last.time)
+        return draft_from(last.decoded, self._planner.actions_of(likely))

@@ -35,13 +35,13 @@ class Recording:
     def decide(self, moments) -> Decision:
         now = moments[-1]
         request = request_of(now, self._cameras.look(moments))
-        self.asked.append((request, now.time, now.ego[:3].copy()))
+        self.asked.append((request, now.time))
         return self._expert.decide(moments)
 
 
 @pytest.fixture(scope="module")
 def asked():
-    """Requests of a drive of 5 s with their times and poses."""
+    """Requests of a drive of 5 s with their times."""
     recording = Recording()
     for _ in Drive(draw_drive_world(3), recording, DriveSettings(5.0, latency_ms=0.0)):
         pass
@@ -54,9 +54,9 @@ def said(plan):
 
 @pytest.mark.parametrize("mode", ["auto", "fast", "slow"])
 def test_streamed_plans_equal_those_of_single_requests(planner, asked, mode):
-    alone = [planner.plan(request, mode=mode) for request, _, _ in asked]
+    alone = [planner.plan(request, mode=mode) for request, _ in asked]
     stream = Stream(planner)
-    plans = [stream.plan(r, time=time, pose=pose, mode=mode) for r, time, pose in asked]
+    plans = [stream.plan(r, time=time, mode=mode) for r, time in asked]
     assert [said(plan) for plan in plans] == [said(plan) for plan in alone]
     assert sum(p.forward_passes for p in plans) < sum(p.forward_passes for p in alone)
 
@@ -64,23 +64,23 @@ def test_streamed_plans_equal_those_of_single_requests(planner, asked, mode):
 def test_half_of_the_frames_are_known_from_the_third_request_on(planner, asked):
     stream = Stream(planner)
     known = []
-    for request, time, pose in asked[:6]:
+    for request, time in asked[:6]:
         before = stream.cache.hits
-        stream.plan(request, time=time, pose=pose, mode="fast")
+        stream.plan(request, time=time, mode="fast")
         known.append(stream.cache.hits - before)
     assert known == [0, 0, 3, 3, 3, 3]
     assert len(stream.cache) == 12
 
 
 def test_a_frame_changed_in_place_is_seen(planner, asked):
-    request, time, pose = asked[0]
+    request, time = asked[0]
     frames = {c: [np.asarray(f).copy() for f in request.frames[c]] for c in CAMERAS}
     request = replace(request, frames=frames)
     stream = Stream(planner)
-    stream.plan(request, time=time, pose=pose)
+    stream.plan(request, time=time)
     for array in frames["front"]:
         array[60:160] = 0
-    changed = stream.plan(request, time=time + 0.5, pose=pose)
+    changed = stream.plan(request, time=time + 0.5)
     assert said(changed) == said(planner.plan(request))
     assert stream.cache.hits == 4  # the other cameras'
 
@@ -88,37 +88,37 @@ def test_a_frame_changed_in_place_is_seen(planner, asked):
 @pytest.mark.parametrize("pairs", [0, 1, 5])
 def test_a_small_cache_changes_nothing(planner, asked, pairs):
     small, usual = Stream(planner, cached_pairs=pairs), Stream(planner)
-    for request, time, pose in asked[:4]:
-        plan = small.plan(request, time=time, pose=pose)
-        assert said(plan) == said(usual.plan(request, time=time, pose=pose))
+    for request, time in asked[:4]:
+        plan = small.plan(request, time=time)
+        assert said(plan) == said(usual.plan(request, time=time))
         assert len(small.cache) <= pairs
 
 
 def test_samples_are_the_same_in_a_stream(planner, asked):
     stream = Stream(planner)
-    for index, (request, time, pose) in enumerate(asked[:4]):
+    for index, (request, time) in enumerate(asked[:4]):
         sampling = Sampling(0.8, seed=index)
-        plan = stream.plan(request, time=time, pose=pose, sampling=sampling)
+        plan = stream.plan(request, time=time, sampling=sampling)
         assert said(plan) == said(planner.plan(request, sampling=sampling))
 
 
 def test_a_time_that_jumps_back_is_refused_until_the_stream_begins_anew(planner, asked):
     stream = Stream(planner)
-    (first, time, pose), (second, later, there) = asked[:2]
-    stream.plan(first, time=later, pose=pose, mode="fast")
+    (first, time), (second, later) = asked[:2]
+    stream.plan(first, time=later, mode="fast")
     for wrong in (later, time, float("nan")):
         with pytest.raises(InputError, match=r"later than the last request's .* reset\(\)"):
-            stream.plan(second, time=wrong, pose=there, mode="fast")
+            stream.plan(second, time=wrong, mode="fast")
     stream.reset()
-    plan = stream.plan(second, time=time, pose=there, mode="fast")
+    plan = stream.plan(second, time=time, mode="fast")
     assert said(plan) == said(planner.plan(second, mode="fast"))
 
 
 def test_a_gap_longer_than_the_plan_starts_from_the_request_alone(planner, asked):
     stream = Stream(planner)
-    (first, time, pose), (second, _, there) = asked[:2]
-    stream.plan(first, time=time, pose=pose, mode="fast")
-    plan = stream.plan(second, time=time + 60, pose=there, mode="fast")
+    (first, time), (second, _) = asked[:2]
+    stream.plan(first, time=time, mode="fast")
+    plan = stream.plan(second, time=time + 60, mode="fast")
     assert plan.forward_passes == planner.plan(second, mode="fast").forward_passes
 
 
