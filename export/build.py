@@ -28,7 +28,6 @@ from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.checkpoint import Checkpoint
 from autovla_rt.export.codebook import write_codebook
 from autovla_rt.export.emit.ort import emit_language, emit_rotary, emit_vision
-from autovla_rt.export.passes.prefix_kv import emit_prefix_kv
 from autovla_rt.export.progress import Progress
 from autovla_rt.export.prompt import compile_prompt
 from autovla_rt.export.targets import Target, check_target
@@ -183,6 +182,9 @@ def build_engine(model: OpenedModel, settings: Settings, folder: Path, progress:
         CapacityError: prompt and answer do not fit the KV capacity.
         StorageError: the file system refused; what was in `folder` stays as it was.
     """
+    # ONNX Runtime leaves files in the user's cache as soon as it is imported: not before it runs.
+    from autovla_rt.export.passes.prefix_kv import emit_prefix_kv
+
     target = check_settings(settings)
     cameras = camera_layout(model, settings)
     prompt = engine_prompt(model, cameras)

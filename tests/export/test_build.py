@@ -55,6 +55,7 @@ def test_progress_ends_at_the_announced_total(model, tmp_path, precision):
     assert [name for name, _, _ in progress.stages] == [
         "vision tower",
         "language model",
+        "prompt prefix",
         "checkpoint hash",
         "bundle",
     ]

@@ -36,6 +36,8 @@ PLAN = Plan(
     status="ok",
     forward_passes=11,
     thinking_tokens=0,
+    drafted=52,
+    accepted=14,
     stages_ms={"preprocess": 20.0, "vision": 30.5, "prefill": 1.25, "actions": 100.0},
     engine={
         "name": "mine",
