@@ -16,7 +16,7 @@ DEMO_NOTE := miniature AutoVLA, trained on drawn scenes (demo/): never for a rea
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-engine demo-model demo-model-rl engine test lint bench clean
+.PHONY: help setup demo demo-engine demo-model demo-model-sft engine test lint bench clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,11 +39,11 @@ endif
 demo-engine: $(VENV)/base.stamp
 	$(CLI) build --checkpoint $(DEMO)/base --config $(DEMO)/config.yaml --recipe demo/recipe.toml --target $(TARGET) --precision $(PRECISION) --frame-size 392x224 --note "$(DEMO_NOTE)" --out engines/demo
 
-demo-model: $(VENV)/dev.stamp  ## Train the supervised miniature in build/demo-model (70 minutes on 2 cores)
-	$(BIN)/python -m autovla_rt.demo.train build/demo-model
+demo-model-sft: $(VENV)/dev.stamp  ## Train the supervised half of it in build/demo-model-sft (70 minutes on 2 cores)
+	$(BIN)/python -m autovla_rt.demo.train build/demo-model-sft
 
-demo-model-rl: demo-model  ## Reinforce build/demo-model with GRPO in build/demo-model-rl (25 minutes more)
-	$(BIN)/python -m autovla_rt.demo.reinforce build/demo-model-rl --from build/demo-model
+demo-model: demo-model-sft  ## Train the demo checkpoint anew in build/demo-model (25 minutes more)
+	$(BIN)/python -m autovla_rt.demo.reinforce build/demo-model --from build/demo-model-sft
 
 test: $(VENV)/dev.stamp  ## Run the tests
 	$(BIN)/pytest -n 2 --dist loadfile

@@ -12,7 +12,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -506,7 +505,7 @@ def _deadline(
     from autovla_rt.runtime.device import device_name
     from autovla_rt.runtime.latency import load_latency
 
-    latency = load_latency(planner.bundle, device_name(), threads or os.cpu_count() or 1)
+    latency = load_latency(planner.bundle, device_name(), threads)
     planner.plan(request, thinking_token_budget=WARM_UP_TOKENS)
     return Deadline(milliseconds, latency)
 

@@ -76,8 +76,7 @@ def profile(
         from autovla_rt.runtime.latency import save_latency
         from autovla_rt.runtime.latency_measurement import measure_latency
 
-        used = report["protocol"]["threads"]
-        latency = measure_latency(bundle, request, threads=used, requests=requests)
+        latency = measure_latency(bundle, request, threads=threads, requests=requests)
         report["latency"] = latency.model_dump()
         typer.echo(f"saved {save_latency(bundle, latency)}", err=True)
     if as_json:

@@ -157,7 +157,7 @@ def print_profile(report: dict[str, Any]) -> None:
         "protocol": (
             f"{protocol['requests']} requests after {protocol['warm_up']}, "
             f"{'streamed' if protocol['streamed'] else 'each by itself'}, "
-            f"{protocol['threads']} threads, mode {protocol['mode']}, "
+            f"{protocol['threads'] or 'all'} threads, mode {protocol['mode']}, "
             f"{'exact' if refinement is None else 'refined'}"
         ),
         "modes": ", ".join(f"{mode} {count}" for mode, count in report["modes"].items()),

@@ -4,7 +4,7 @@
 
 Trains a model for every number of scenes and kind of data in OUT/SCENES-KIND, builds its engine,
 plans unseen scenes with it, and writes OUT/scaling.json and OUT/scaling.png. A run that was stopped
-goes on where it was; a folder that holds a whole training already (`make demo-model`, moved to
+goes on where it was; a folder that holds a whole training already (`make demo-model-sft`, moved to
 OUT/57600-with) is used as it is.
 """
 

@@ -4,7 +4,7 @@
     OUT/training.json                              seeds, commits, hours and size of the training
     OUT/training/                                  state, log and runs of the training
 
-The same arguments give the same scenes in the same order. `make demo-model` runs it.
+The same arguments give the same scenes in the same order. `make demo-model-sft` runs it.
 """
 
 from __future__ import annotations

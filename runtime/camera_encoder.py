@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autovla_rt.config import Camera
 from autovla_rt.runtime.backends import Float, VisionEngine
@@ -28,7 +29,10 @@ class CameraEncoder:
         self._engine = engine
 
     def encode(
-        self, frames: Mapping[str, Sequence[Frame]], trace: Trace, cache: FeatureCache
+        self,
+        frames: Mapping[str, Sequence[Frame]],
+        trace: Trace,
+        cache: FeatureCache | None = None,
     ) -> dict[str, Float]:
         """Return the features [visual tokens, hidden] of each camera.
 
@@ -40,23 +44,30 @@ class CameraEncoder:
         Raises:
             InputError: a frame is unusable or does not fit the engine.
         """
+        keys: dict[str, list[Hashable]] = {}
+        known: dict[Hashable, Float] = {}
+        new: dict[tuple[int, int], dict[Hashable, NDArray[np.uint8]]] = {}
         with trace.span("preprocess"):
-            levels = {c.name: self._frames.levels(frames[c.name], c) for c in self._cameras}
-            keys = {name: [content_key(name, p) for p in pairs] for name, pairs in levels.items()}
-            known = {key: cache.get(key) for of_camera in keys.values() for key in of_camera}
-            new: dict[tuple[int, int], list[tuple[str, int]]] = {}
             for camera in self._cameras:
-                for index, key in enumerate(keys[camera.name]):
-                    if known[key] is None:
-                        new.setdefault(camera.grid[1:], []).append((camera.name, index))
+                name = camera.name
+                for pair in self._frames.levels(frames[name], camera):
+                    of_camera = keys.setdefault(name, [])
+                    key = (name, len(of_camera)) if cache is None else content_key(name, pair)
+                    of_camera.append(key)
+                    features = None if cache is None else cache.get(key)
+                    if features is None:
+                        new.setdefault(camera.grid[1:], {})[key] = pair
+                    else:
+                        known[key] = features
             patches = {
-                grid: self._frames.normalise(np.stack([levels[name][i] for name, i in places]))
-                for grid, places in new.items()
+                grid: self._frames.normalise(np.stack(list(pairs.values())))
+                for grid, pairs in new.items()
             }
         with trace.span("vision"):
-            for grid, places in new.items():
+            for grid, pairs in new.items():
                 encoded = self._engine.encode(patches[grid], grid)
-                for (name, index), features in zip(places, encoded, strict=True):
-                    known[keys[name][index]] = features
-                    cache.put(keys[name][index], features)
+                for key, features in zip(pairs, encoded, strict=True):
+                    known[key] = features
+                    if cache is not None:
+                        cache.put(key, features)
         return {name: np.concatenate([known[key] for key in of]) for name, of in keys.items()}

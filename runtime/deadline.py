@@ -26,7 +26,7 @@ class Deadline:
         if not deadline_ms >= latency.least_ms:
             raise InputError(
                 f"deadline: expected at least {latency.least_ms:.1f} ms, which a plan without "
-                f"reasoning takes here ({latency.device}, {latency.threads} threads, 99th "
+                f"reasoning takes here ({latency.device}, {latency.threads or 'all'} threads, 99th "
                 f"percentile of {latency.requests} requests), got {deadline_ms:g} ms.\n"
                 "Give more time, or use a faster machine or engine."
             )

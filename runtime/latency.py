@@ -19,7 +19,7 @@ class LatencyModel(Model):
     Attributes:
         engine_sha256: The bundle that was measured.
         device: The machine.
-        threads: Of the engine.
+        threads: Of the engine; None took every core.
         requests: How many were measured.
         encode_ms: Frames to embeddings, and the draft.
         prefill_ms: The prompt's pass with all that rides along, and the decision.
@@ -30,7 +30,7 @@ class LatencyModel(Model):
 
     engine_sha256: str
     device: str
-    threads: int
+    threads: int | None
     requests: int
     encode_ms: float
     prefill_ms: float
@@ -43,10 +43,10 @@ class LatencyModel(Model):
         return self.encode_ms + self.prefill_ms + self.actions_ms
 
 
-def latency_path(bundle: Bundle, device: str, threads: int) -> Path:
+def latency_path(bundle: Bundle, device: str, threads: int | None) -> Path:
     """Return where the latency model of a machine lies, beside the bundle's own files."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", device).strip("-") or "device"
-    return bundle.folder / LATENCY_FOLDER / f"{name}-{threads}.json"
+    return bundle.folder / LATENCY_FOLDER / f"{name}-{threads or 'all'}.json"
 
 
 def save_latency(bundle: Bundle, model: LatencyModel) -> Path:
@@ -61,22 +61,21 @@ def save_latency(bundle: Bundle, model: LatencyModel) -> Path:
     return path
 
 
-def load_latency(bundle: Bundle, device: str, threads: int) -> LatencyModel:
+def load_latency(bundle: Bundle, device: str, threads: int | None) -> LatencyModel:
     """Load what was measured with this bundle on this machine.
 
     Raises:
         InputError: nothing was, or the file is damaged or of another bundle or machine.
     """
     path = latency_path(bundle, device, threads)
-    again = (
-        f"Measure it here: autovla-rt profile --engine {bundle.folder} --threads {threads} --save"
-    )
+    option = "" if threads is None else f" --threads {threads}"
+    again = f"Measure it here: autovla-rt profile --engine {bundle.folder}{option} --save"
     try:
         model = LatencyModel.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(
-            f"a deadline needs the latency of this engine on this machine ({device}, {threads} "
-            f"threads), which was not measured: there is no {path}.\n{again}"
+            f"a deadline needs the latency of this engine on this machine ({device}, "
+            f"{threads or 'all'} threads), which was not measured: there is no {path}.\n{again}"
         ) from None
     except (OSError, ValidationError) as error:
         raise InputError(f"{path}: expected a latency model, got: {error}\n{again}") from error
@@ -84,7 +83,8 @@ def load_latency(bundle: Bundle, device: str, threads: int) -> LatencyModel:
     if found != (bundle.identity, device, threads):
         raise InputError(
             f"{path}: expected the latency of engine {bundle.identity[:16]} on {device} with "
-            f"{threads} threads, got that of {found[0][:16]} on {found[1]} with {found[2]}.\n"
+            f"{threads or 'all'} threads, got that of {found[0][:16]} on {found[1]} with "
+            f"{found[2] or 'all'}.\n"
             f"{again}"
         )
     return model

@@ -12,10 +12,9 @@ from autovla_rt.bundle import Bundle
 from autovla_rt.runtime.decode import Mode
 from autovla_rt.runtime.device import device_name
 from autovla_rt.runtime.latency import LatencyModel
-from autovla_rt.runtime.planner import Planner, open_engines
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
-from autovla_rt.runtime.timed_engine import EngineCall, TimedLanguage, TimedVision
+from autovla_rt.runtime.timed_engine import EngineCall, open_timed
 from autovla_rt.runtime.trace import Trace
 
 WARM_UP = 5
@@ -40,14 +39,14 @@ class ContrarySampler(Sampler):
 
 
 def measure_latency(
-    bundle: Bundle, request: Request, *, threads: int, requests: int
+    bundle: Bundle, request: Request, *, threads: int | None, requests: int
 ) -> LatencyModel:
     """Plan a request again and again, each time as slowly as it can get.
 
     Args:
         bundle: The engine.
         request: The request.
-        threads: Of the engine.
+        threads: As for `Planner.load`.
         requests: How many count; a few more warm up.
 
     Raises:
@@ -55,9 +54,7 @@ def measure_latency(
         BundleError: the engine does not load.
         CapacityError: prompt and answer do not fit the KV cache.
     """
-    calls: list[EngineCall] = []
-    vision, language = open_engines(bundle, threads)
-    planner = Planner(bundle, TimedVision(vision, calls), TimedLanguage(language, calls))
+    planner, calls = open_timed(bundle, threads)
     mode: Mode = "slow" if bundle.manifest.use_cot else "auto"
     encode, prefill, tokens, actions = [], [], [], []
     for index in range(WARM_UP + requests):

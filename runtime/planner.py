@@ -211,9 +211,7 @@ class Planner:
             InputError: a frame or value is unusable or does not fit the engine.
         """
         trace = trace or Trace()
-        features = self._cameras.encode(
-            request.frames, trace, FeatureCache(0) if cache is None else cache
-        )
+        features = self._cameras.encode(request.frames, trace, cache)
         with trace.span("prompt"):
             ids = prompt_ids(self._prompt, self._tokenizer, request)
             embeddings = self._language.embed(ids)
@@ -418,7 +416,9 @@ def open_engines(bundle: Bundle, threads: int | None) -> tuple[VisionEngine, Lan
 
     Raises:
         BundleError: this version has no such backend, or the engines do not load.
+        InputError: `threads` is not from 1 to the number of cores.
     """
+    _require_threads(threads)
     backend = bundle.manifest.backend
     if backend not in BACKENDS:
         raise BundleError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,16 +19,10 @@ from autovla_rt.runtime.decode import Mode
 from autovla_rt.runtime.device import describe_device
 from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.frames import describe, read_image, to_rgb
-from autovla_rt.runtime.planner import (
-    DEFAULT_THINKING_TOKEN_BUDGET,
-    Plan,
-    Planner,
-    describe_engine,
-    open_engines,
-)
+from autovla_rt.runtime.planner import DEFAULT_THINKING_TOKEN_BUDGET, Plan, describe_engine
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.stream import Stream
-from autovla_rt.runtime.timed_engine import EngineCall, TimedLanguage, TimedVision
+from autovla_rt.runtime.timed_engine import EngineCall, open_timed
 from autovla_rt.runtime.trace import Span, Trace
 
 TICK = 0.5
@@ -98,9 +91,7 @@ def profile(bundle: Bundle, request: Request, settings: ProfileSettings) -> list
         BundleError: the engine does not load.
         CapacityError: prompt and answer do not fit the KV cache.
     """
-    calls: list[EngineCall] = []
-    vision, language = open_engines(bundle, settings.threads)
-    planner = Planner(bundle, TimedVision(vision, calls), TimedLanguage(language, calls))
+    planner, calls = open_timed(bundle, settings.threads)
     stream = Stream(planner)
     measured = []
     requests = moving(request) if settings.streamed else repeat(request)
@@ -170,7 +161,7 @@ def summary(
     return {
         "engine": describe_engine(bundle.manifest, bundle.identity),
         "device": describe_device(),
-        "protocol": protocol(settings),
+        "protocol": asdict(settings),
         "request_ms": percentiles([m.ms for m in measured]),
         "stages_ms": {
             stage: percentiles([plan.stages_ms.get(stage, 0.0) for plan in plans])
@@ -222,16 +213,6 @@ def chrome_trace(measured: Sequence[Measured]) -> dict[str, Any]:
             for call in m.calls
         ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-
-def protocol(settings: ProfileSettings) -> dict[str, Any]:
-    """Return the settings as plain values."""
-    refinement = settings.refinement
-    return {
-        **asdict(settings),
-        "threads": settings.threads or os.cpu_count(),
-        "refinement": None if refinement is None else asdict(refinement),
-    }
 
 
 def _generation_rate(measured: Measured) -> float:

@@ -1,4 +1,4 @@
-"""Engines that note how long each of their calls takes."""
+"""A planner whose engines note how long each of their calls takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from time import perf_counter_ns
 import numpy as np
 from numpy.typing import NDArray
 
+from autovla_rt.bundle import Bundle
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
+from autovla_rt.runtime.planner import Planner, open_engines
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,14 @@ class TimedLanguage:
 
     def _note(self, name: str, rows: Float, start: int) -> None:
         self._calls.append(EngineCall(name, len(rows), start, perf_counter_ns()))
+
+
+def open_timed(bundle: Bundle, threads: int | None) -> tuple[Planner, list[EngineCall]]:
+    """Open a bundle's engines; returns a planner and the list that they add their calls to.
+
+    Raises:
+        BundleError, InputError: as `open_engines`.
+    """
+    calls: list[EngineCall] = []
+    vision, language = open_engines(bundle, threads)
+    return Planner(bundle, TimedVision(vision, calls), TimedLanguage(language, calls)), calls

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from demo_engine import InProcess, make_demo
 from tokenizers import AddedToken, Tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -25,3 +26,15 @@ def qwen_processor(tmp_path_factory):
     tokenizer.add_tokens([AddedToken(f"<action_{i}>", special=False) for i in range(2048)])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The demo checkpoint and its engine; tests copy what they change."""
+    return make_demo(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def invoke(monkeypatch, capsys):
+    """The command line in this process."""
+    return InProcess(monkeypatch, capsys)

@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 import pytest
-from demo_engine import FRAMES, RECIPE, InProcess, contents, copy_checkpoint, make_demo, run
+from demo_engine import FRAMES, RECIPE, contents, copy_checkpoint, run
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -25,19 +25,9 @@ USAGE, INPUT, CHECKPOINT, RECIPE_CODE, CODEBOOK, BUNDLE = 2, 3, 4, 5, 6, 7
 TARGET, CAPACITY, STORAGE, LIBRARY = 8, 9, 10, 11
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    return make_demo(tmp_path_factory.getbasetemp())
-
-
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys):
-    return InProcess(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -253,6 +243,12 @@ def test_a_number_of_threads_that_makes_no_sense(bad_plan, threads):
 )
 def test_unusable_decoding_options(bad_plan, words, message):
     assert message in bad_plan(INPUT, *words)
+
+
+@pytest.mark.parametrize("threads", ["0", "100000"])
+def test_profile_refuses_the_same_threads(invoke, demo, threads):
+    words = ("profile", "--frames", FRAMES, "--engine", demo.engine, f"--threads={threads}")
+    assert f"got {threads}" in invoke.refused(INPUT, *words)
 
 
 @pytest.mark.parametrize("words", [("--mode", "never"), ("--threads", "x"), ("--bogus",)])

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import onnxruntime as ort
 import pytest
-from demo_engine import FRAMES, REPO, SCRIPT, InProcess, make_demo, run
+from demo_engine import FRAMES, REPO, SCRIPT, run
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -30,19 +30,9 @@ PLAN_KEYS = {
 HEAVY = ("numpy", "pydantic", "onnxruntime", "onnx", "rich", "tokenizers", "PIL", "safetensors")
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    return make_demo(tmp_path_factory.getbasetemp())
-
-
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys):
-    return InProcess(monkeypatch, capsys)
 
 
 @pytest.fixture

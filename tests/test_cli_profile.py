@@ -6,24 +6,14 @@ import json
 import shutil
 
 import pytest
-from demo_engine import FRAMES, InProcess, make_demo, run
+from demo_engine import FRAMES, run
 
 FAST = ("--threads", 1, "--requests", 3, "--warm-up", 1)
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    return make_demo(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys):
-    return InProcess(monkeypatch, capsys)
 
 
 @pytest.fixture

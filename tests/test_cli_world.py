@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from demo_engine import REPO, InProcess, make_demo, run
+from demo_engine import REPO, run
 from PIL import Image
 
 from autovla_rt.cli_world import Event, require_world_layout
@@ -12,16 +12,6 @@ from autovla_rt.errors import LayoutError
 from autovla_rt.runtime.planner import Planner
 
 LAYOUT, INPUT, USAGE = 12, 3, 2
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    return make_demo(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys):
-    return InProcess(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

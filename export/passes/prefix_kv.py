@@ -76,13 +76,11 @@ class LayerGraph:
     Attributes:
         model: Refers to the same weight file.
         index: Of the layer.
-        inputs: Names of the states that it reads, [k, hidden] each.
-        outputs: Names of the states that the next one reads.
+        outputs: Names of the states [k, hidden] that the next one reads.
     """
 
     model: onnx.ModelProto
     index: int
-    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
@@ -113,7 +111,7 @@ def layer_graphs(path: Path) -> Iterator[LayerGraph]:
         model = helper.make_model(
             part, opset_imports=list(whole.opset_import), ir_version=whole.ir_version
         )
-        yield LayerGraph(model, index, reads, writes)
+        yield LayerGraph(model, index, writes)
         reads = writes
 
 

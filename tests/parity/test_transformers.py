@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from autovla_rt.runtime.decode import generate
-from autovla_rt.runtime.feature_cache import FeatureCache
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.trace import Trace
 
@@ -30,7 +29,7 @@ def reference_features(pair, inputs):
 
 def engine_features(pair, request):
     planner = pair.planner
-    features = planner._cameras.encode(request.frames, Trace(), FeatureCache(0))
+    features = planner._cameras.encode(request.frames, Trace())
     return np.concatenate([features[c.name] for c in planner.bundle.manifest.cameras])
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from demo_engine import FRAMES, make_demo
+from demo_engine import FRAMES
 
 from autovla_rt.bundle import load_bundle
 from autovla_rt.errors import InputError
@@ -113,8 +113,8 @@ def test_a_deadline_below_the_fast_path_is_refused_with_the_least_possible_one(d
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return load_bundle(make_demo(tmp_path_factory.getbasetemp()).engine)
+def bundle(demo):
+    return load_bundle(demo.engine)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +173,14 @@ def test_a_latency_model_comes_back(folder):
     assert load_latency(folder, "a test", 1) == model
     assert path == latency_path(folder, "a test", 1)
     assert path.name == "a-test-1.json"
+
+
+def test_every_core_is_a_measurement_of_its_own(folder):
+    model, path = saved(folder, threads=None)
+    assert path.name == "a-test-all.json"
+    assert load_latency(folder, "a test", None) == model
+    with pytest.raises(InputError, match="was not measured"):
+        load_latency(folder, "a test", 1)
 
 
 def test_without_a_measurement_here_a_deadline_is_refused(folder):

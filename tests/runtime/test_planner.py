@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_engine import FRAMES, RECIPE, make_demo, run
+from demo_engine import FRAMES, RECIPE, run
 from PIL import Image
 
 from autovla_rt.bundle import Bundle, load_bundle
@@ -18,7 +18,6 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.runtime import planner as planner_module
 from autovla_rt.runtime.decode import decode
-from autovla_rt.runtime.feature_cache import FeatureCache
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.planner import Planner, open_engines
 from autovla_rt.runtime.sampling import Sampling
@@ -27,11 +26,6 @@ from autovla_rt.runtime.trace import Trace
 
 COST = ("stages_ms", "forward_passes", "drafted", "accepted")
 """What depends on how well a draft guessed."""
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    return make_demo(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +89,7 @@ def test_every_camera_matters_at_both_ends_of_its_clip(planner, request_):
 def test_cameras_encoded_together_are_not_confused(planner, request_):
     manifest = planner.bundle.manifest
     frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
-    together = planner._cameras.encode(request_.frames, Trace(), FeatureCache(0))
+    together = planner._cameras.encode(request_.frames, Trace())
     for camera in manifest.cameras:
         patches = frames.patches(request_.frames[camera.name], camera)
         expected = planner._cameras._engine.encode(patches, (8, 14))

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from demo_engine import FRAMES, make_demo
+from demo_engine import FRAMES
 
 from autovla_rt.bundle import load_bundle
 from autovla_rt.config import CAMERAS
@@ -30,8 +30,8 @@ SETTINGS = ProfileSettings(requests=4, warm_up=2, threads=1)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return load_bundle(make_demo(tmp_path_factory.getbasetemp()).engine)
+def bundle(demo):
+    return load_bundle(demo.engine)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from demo_engine import make_demo
 
 from autovla_rt.config import CAMERAS
 from autovla_rt.demo.drive import Drive, DriveSettings, draw_drive_world
@@ -21,8 +20,7 @@ COST = ("stages_ms", "forward_passes", "drafted", "accepted")
 
 
 @pytest.fixture(scope="module")
-def planner(tmp_path_factory):
-    demo = make_demo(tmp_path_factory.getbasetemp())
+def planner(demo):
     return Planner.load(demo.engine, threads=1)
 
 
@@ -83,6 +81,21 @@ def test_a_frame_changed_in_place_is_seen(planner, asked):
     changed = stream.plan(request, time=time + 0.5)
     assert said(changed) == said(planner.plan(request))
     assert stream.cache.hits == 4  # the other cameras'
+
+
+def test_equal_pairs_are_encoded_once(planner, asked, monkeypatch):
+    request, time = asked[0]
+    still = {camera: [request.frames[camera][0]] * 4 for camera in CAMERAS}
+    batches, encode = [], planner._cameras._engine.encode
+    monkeypatch.setattr(
+        planner._cameras._engine,
+        "encode",
+        lambda patches, grid: batches.append(len(patches)) or encode(patches, grid),
+    )
+    standing = replace(request, frames=still)
+    streamed = Stream(planner).plan(standing, time=time)
+    assert batches == [3]
+    assert said(streamed) == said(planner.plan(standing))
 
 
 @pytest.mark.parametrize("pairs", [0, 1, 5])
