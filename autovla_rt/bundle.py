@@ -30,7 +30,7 @@ from autovla_rt.config import (
 from autovla_rt.errors import BundleError, StorageError
 from autovla_rt.output_file import write_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "engine.json"
 HASH_CHUNK = 4 << 20
 

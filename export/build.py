@@ -26,6 +26,7 @@ from autovla_rt.config import (
 )
 from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.checkpoint import Checkpoint
+from autovla_rt.export.choice import choice_ids
 from autovla_rt.export.codebook import write_codebook
 from autovla_rt.export.emit.ort import emit_language, emit_rotary, emit_vision
 from autovla_rt.export.progress import Progress
@@ -169,7 +170,8 @@ def export_language(
     head_again = sizes[EMBEDDING] if model.geometry.language.tie_word_embeddings else 0
     elements = sum(size for name, size in sizes.items() if not name.startswith(VISION))
     progress.stage("language model", elements + head_again)
-    emit_language(_weights(model, progress), model.geometry, settings.parts, folder)
+    choice = choice_ids(model.tokenizer, model.recipe.answer) if model.use_cot else ()
+    emit_language(_weights(model, progress), model.geometry, settings.parts, choice, folder)
     path = folder / "rotary.safetensors"
     emit_rotary(model.geometry, prompt, cameras, settings.kv_capacity, path)
 

@@ -187,8 +187,9 @@ def generate(
 def _decide(tape: Tape, grammar: Grammar, sampler: Sampler, mode: Mode) -> tuple[str, float]:
     """Choose the branch from the two choice tokens' logits alone, and write its token."""
     assert grammar.choice is not None
-    candidates = np.array([grammar.choice.fast_id, grammar.choice.slow_id])
-    logits = tape.engine.logits(tape.hidden())[0, candidates]
+    token_ids = grammar.choice.fast_id, grammar.choice.slow_id
+    candidates = np.array(token_ids)
+    logits = tape.engine.choice_logits(tape.hidden(), token_ids)[0]
     require_usable(logits, "decision")
     weights = np.exp(logits.astype(np.float64) - logits.max())
     if mode == "auto":

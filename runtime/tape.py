@@ -42,7 +42,10 @@ class Tape:
         """So many ids at the front are both written and passed."""
         self._first = engine.length
         self._hidden: Float | None = None
-        """Final states [n, hidden] of the last pass, from position `_first` on."""
+        """Final states [n, hidden] of the last pass, from position `_first` on.
+
+        That is the last id that was written, and the guesses behind it.
+        """
 
     def write(self, *ids: int) -> None:
         """Append ids."""
@@ -124,8 +127,8 @@ class Tape:
     def _pass(self, kept: int, embeddings: Float, guess: Sequence[int]) -> None:
         if self.engine.length > kept:
             self.engine.truncate(kept)
-        self._hidden = self.engine.extend(embeddings)
+        self._hidden = self.engine.extend(embeddings, 1 + len(guess))
         self._passed = [*self.ids, *guess]
-        self._agreed, self._first = len(self.ids), kept
+        self._agreed, self._first = len(self.ids), len(self.ids) - 1
         self.passes += 1
         self.guessed += len(guess)

@@ -73,10 +73,10 @@ class TimedLanguage:
         """Look up token ids (not timed: a copy of rows)."""
         return self._engine.embed(token_ids)
 
-    def extend(self, embeddings: Float) -> Float:
+    def extend(self, embeddings: Float, last: int | None = None) -> Float:
         """Append embeddings, as the engine does."""
         start = perf_counter_ns()
-        hidden = self._engine.extend(embeddings)
+        hidden = self._engine.extend(embeddings, last)
         self._note("pass", embeddings, start)
         return hidden
 
@@ -89,6 +89,13 @@ class TimedLanguage:
         start = perf_counter_ns()
         logits = self._engine.logits(hidden)
         self._note("head", hidden, start)
+        return logits
+
+    def choice_logits(self, hidden: Float, token_ids: tuple[int, int]) -> Float:
+        """Head of the decision, as the engine's."""
+        start = perf_counter_ns()
+        logits = self._engine.choice_logits(hidden, token_ids)
+        self._note("choice head", hidden, start)
         return logits
 
     def action_logits(self, hidden: Float) -> Float:

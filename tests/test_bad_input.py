@@ -546,7 +546,7 @@ def test_a_folder_that_is_no_engine(invoke, tmp_path, command):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "expected format version 1"),
+        ({"format_version": 3}, "expected format version 2"),
         ({"files": {"../x": {"size": 1, "sha256": "0"}}}, "got '../x'"),
         ({"files": {}}, "expected the file vision_8x14.onnx in the manifest"),
         ({"kv_capacity": "many"}, "kv_capacity: Input should be a valid integer"),

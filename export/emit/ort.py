@@ -42,9 +42,17 @@ def emit_vision(
 
 
 def emit_language(
-    source: WeightSource, geometry: Geometry, precision: Precision, folder: Path
+    source: WeightSource,
+    geometry: Geometry,
+    precision: Precision,
+    choice_ids: Sequence[int],
+    folder: Path,
 ) -> None:
-    """Write language.onnx and text_head.onnx with their weights, embeddings and action head."""
+    """Write language.onnx with its weights, the embeddings, and the three heads.
+
+    The text head is a graph; the heads of the actions and of the tokens that decide between fast
+    and slow (`choice_ids`; none without chain of thought) are rows in float32.
+    """
     for name, describe in (("language", language_model), ("text_head", text_head)):
         with WeightFile(folder / f"{name}.bin") as weights:
             ops = OrtOps(source, weights, LINEARS[precision.language](precision.int4_block))
@@ -54,6 +62,11 @@ def emit_language(
     start = source.shape(f"{TEXT_HEAD}.weight")[0]
     rows = source.rows(f"{HEAD}.weight", start, geometry.language.vocab_size)
     (folder / "action_head.safetensors").write_bytes(save({"weight": rows}))
+    choice = np.zeros((len(choice_ids), geometry.language.hidden_size), np.float32)
+    for row, token_id in enumerate(choice_ids):
+        choice[row] = source.rows(f"{HEAD}.weight", token_id, token_id + 1)
+    ids = np.array(choice_ids, np.int64)
+    (folder / "choice_head.safetensors").write_bytes(save({"ids": ids, "weight": choice}))
 
 
 def emit_rotary(

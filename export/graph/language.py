@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's language model: k new embeddings over a KV cache -> hidden states.
+"""Qwen2.5-VL's language model: k new embeddings over a KV cache -> hidden states of m of them.
 
 Source: Qwen2.5 technical report (arXiv 2412.15115), section 2. Multimodal rotary positions are
 folded into the cos/sin tables by passes/static_mrope.py.
@@ -11,19 +11,27 @@ from autovla_rt.export.graph.ops import Ops, Value
 
 
 def language_model(ops: Ops, geometry: LanguageGeometry) -> None:
-    """Describe embeddings [k, hidden] -> hidden states after the final norm [k, hidden]."""
+    """Describe embeddings [k, hidden] -> hidden states after the final norm [m, hidden].
+
+    `rows` [m] says of which embeddings. The last layer's attention needs the keys and values of
+    all, what comes behind it is computed for these alone: a prefill reads one row of hundreds.
+    """
     width, epsilon = geometry.hidden_size, geometry.rms_norm_eps
     x = ops.input("embeddings", "float32", ["k", width])
+    rows = ops.input("rows", "int64", ["m"])
     normed = ops.rms_norm(x, "model.layers.0.input_layernorm.weight", epsilon)
     for index in range(geometry.num_hidden_layers):
         layer = f"model.layers.{index}"
-        delta = _attention(ops, geometry, index, normed)
+        attended = _attention(ops, geometry, index, normed)
+        if index + 1 == geometry.num_hidden_layers:
+            x, attended = (ops.gather(value, rows, axis=0) for value in (x, attended))
+        delta = ops.linear(attended, f"{layer}.self_attn.o_proj", bias=False)
         norm = f"{layer}.post_attention_layernorm.weight"
         x, normed = ops.add_rms_norm(x, delta, norm, epsilon)
         x, normed = ops.add_rms_norm(
             x, _mlp(ops, layer, normed), _next_norm(geometry, index), epsilon
         )
-    ops.output(normed, "hidden", "float32", ["k", width])
+    ops.output(normed, "hidden", "float32", ["m", width])
 
 
 def text_head(ops: Ops, geometry: LanguageGeometry) -> None:
@@ -45,13 +53,14 @@ def _next_norm(geometry: LanguageGeometry, index: int) -> str:
 
 
 def _attention(ops: Ops, geometry: LanguageGeometry, index: int, x: Value) -> Value:
+    """[k, hidden] -> [k, heads * head_dim], before the output projection."""
     heads, kv_heads = geometry.num_attention_heads, geometry.num_key_value_heads
     dim = geometry.head_dim
     attention = f"model.layers.{index}.self_attn"
     projections = (f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj")
     qkv = ops.reshape(ops.linear(x, *projections, bias=True), [1, -1, (heads + 2 * kv_heads) * dim])
     attended = ops.cached_attention(qkv, index, heads, kv_heads, dim)
-    return ops.linear(ops.reshape(attended, [-1, heads * dim]), f"{attention}.o_proj", bias=False)
+    return ops.reshape(attended, [-1, heads * dim])
 
 
 def _mlp(ops: Ops, layer: str, x: Value) -> Value:

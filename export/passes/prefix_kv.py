@@ -136,6 +136,7 @@ class _LayerRun:
         given = {
             **states,
             **self._tables,
+            "rows": np.arange(count),
             "seqlens_k": np.array([count - 1], np.int32),
             "total_sequence_length": np.array([count], np.int32),
         }

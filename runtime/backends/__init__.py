@@ -44,11 +44,15 @@ class LanguageEngine(Protocol):
         """Look up [k] token ids; returns [k, hidden]."""
         ...
 
-    def extend(self, embeddings: Float) -> Float:
+    def extend(self, embeddings: Float, last: int | None = None) -> Float:
         """Append [k, hidden] embeddings in one forward pass; length grows by k.
 
+        Args:
+            embeddings: [k, hidden].
+            last: How many states to return; None takes all k. Fewer cost less.
+
         Returns:
-            [k, hidden] hidden states after the final norm.
+            [last, hidden] hidden states after the final norm, those of the last embeddings.
 
         Raises:
             CapacityError: length + k > capacity (nothing was changed).
@@ -61,6 +65,14 @@ class LanguageEngine(Protocol):
 
     def logits(self, hidden: Float) -> Float:
         """Full vocabulary head: [m, hidden] -> [m, vocab_size]."""
+        ...
+
+    def choice_logits(self, hidden: Float, token_ids: tuple[int, int]) -> Float:
+        """Head of the two rows that decide between fast and slow: [m, hidden] -> [m, 2].
+
+        Raises:
+            BundleError: the engine has no head of these tokens.
+        """
         ...
 
     def action_logits(self, hidden: Float) -> Float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from autovla_rt.bundle import Bundle
 from autovla_rt.config import SPARE_POSITIONS
-from autovla_rt.errors import CapacityError
+from autovla_rt.errors import BundleError, CapacityError
 from autovla_rt.kernels.action_head import action_logits
 from autovla_rt.ort_session import open_session
 from autovla_rt.prefix import PREFIX_FILE, Prefix, read_prefix
@@ -72,6 +74,8 @@ class OrtLanguage:
         self._row_multiple = 1 if manifest.precision.language == "fp32" else ROW_MULTIPLE
         self._embeddings = np.load(bundle.path("embeddings.npy"), mmap_mode="r")
         self._action_weight = load_file(bundle.path("action_head.safetensors"))["weight"]
+        choice = load_file(bundle.path("choice_head.safetensors"))
+        self._choice_weight, self._choice_ids = choice["weight"], tuple(choice["ids"].tolist())
         self._head = open_session(bundle.path("text_head.onnx"), threads)
         self._session = open_session(bundle.path("language.onnx"), threads)
         self._binding = self._session.io_binding()
@@ -126,28 +130,35 @@ class OrtLanguage:
         rows: Float = self._embeddings[token_ids].astype(np.float32)
         return rows
 
-    def extend(self, embeddings: Float) -> Float:
-        """Append [k, hidden] embeddings in one pass; returns their [k, hidden] final states."""
+    def extend(self, embeddings: Float, last: int | None = None) -> Float:
+        """Append [k, hidden] embeddings in one pass; returns the `last` ones' final states."""
         count = embeddings.shape[0]
+        rows = np.arange(0 if last is None else count - last, count)
         total = self._length + count
         if total > self._capacity:
             raise CapacityError(
                 f"the sequence needs {total} positions, the engine's KV cache holds "
                 f"{self._capacity}. Build with a larger --kv-capacity."
             )
-        if padding := -count % self._row_multiple:
-            embeddings = np.concatenate([embeddings, np.repeat(embeddings[-1:], padding, axis=0)])
-        hidden = self._pass(np.ascontiguousarray(embeddings, np.float32))
+        hidden = self._pass(
+            np.ascontiguousarray(self._padded(embeddings), np.float32), self._padded(rows)
+        )
         self._length = total
-        return hidden[:count]
+        return hidden[: len(rows)]
 
-    def _pass(self, embeddings: Float) -> Float:
+    def _padded(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Repeat the last row up to a multiple of `ROW_MULTIPLE`."""
+        padding = -len(rows) % self._row_multiple
+        return np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)]) if padding else rows
+
+    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Float:
         """Run the graph on [k, hidden]; what it writes beyond `length` is overwritten later."""
-        hidden = np.empty_like(embeddings)
+        hidden = np.empty((len(rows), embeddings.shape[1]), np.float32)
         seqlens, total_length = self._lengths
         total_length[0] = self._length + embeddings.shape[0]
         seqlens[0] = total_length[0] - 1
         self._binding.bind_cpu_input("embeddings", embeddings)
+        self._binding.bind_cpu_input("rows", rows)
         self._binding.bind_cpu_input("seqlens_k", seqlens)
         self._binding.bind_cpu_input("total_sequence_length", total_length)
         self._binding.bind_output("hidden", "cpu", 0, np.float32, hidden.shape, hidden.ctypes.data)
@@ -167,6 +178,16 @@ class OrtLanguage:
         """Full vocabulary: the text head's rows, then the action head's."""
         (text,) = self._head.run(["logits"], {"hidden": np.ascontiguousarray(hidden)})
         return np.concatenate([text, self.action_logits(hidden)], axis=1)
+
+    def choice_logits(self, hidden: Float, token_ids: tuple[int, int]) -> Float:
+        """The fast and the slow answer's token, in float32 at every precision."""
+        if token_ids != self._choice_ids:
+            raise BundleError(
+                f"choice_head.safetensors: expected the rows of the tokens {token_ids}, with which "
+                f"the answers of recipe.json differ first, got those of {self._choice_ids}.\n"
+                "Build the bundle again: files of two builds or versions were mixed."
+            )
+        return action_logits(hidden, self._choice_weight)
 
     def action_logits(self, hidden: Float) -> Float:
         """The action rows, in float32 at every precision."""

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from autovla_rt.config import Camera, Geometry, LanguageGeometry, Precision, VisionGeometry
+from autovla_rt.errors import BundleError
 from autovla_rt.export.emit.ort import emit_language, emit_vision
 from autovla_rt.export.graph.ort_linear import LINEARS, Int8Linear
 from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
@@ -45,6 +46,7 @@ GEOMETRY = Geometry(
 CAPACITY = 64
 CAMERA = Camera(name="front", grid=(2, 8, 10))
 ROUNDING = 2e-5
+CHOICE = (100, 300)
 
 
 class RandomWeights:
@@ -103,7 +105,7 @@ def build_engines(name, folder):
     precision = Precision(vision=name, language=name)
     weights = ModelWeights(RandomWeights(), tied=True, action_start_id=512)
     emit_vision(weights, GEOMETRY, [CAMERA], precision, folder)
-    emit_language(weights, GEOMETRY, precision, folder)
+    emit_language(weights, GEOMETRY, precision, CHOICE, folder)
     cos, sin = rotary_tables(GEOMETRY, mrope_positions(GEOMETRY, [], CAPACITY + 1))
     save_file({"cos": cos, "sin": sin}, folder / "rotary.safetensors")
     bundle = Bundle(folder, precision)
@@ -143,6 +145,43 @@ def test_prefill_in_one_pass_equals_two(engines):
     language.truncate(0)
     split = np.concatenate([language.extend(embeddings[:23]), language.extend(embeddings[23:])])
     np.testing.assert_allclose(whole, split, rtol=0, atol=ROUNDING * np.abs(split).max())
+
+
+def test_states_of_a_few_rows_are_those_of_all(engines):
+    _, language = engines
+    embeddings = language.embed(np.arange(40))
+    states = {}
+    for last in (40, 1, 2, 11, None):
+        language.truncate(0)
+        states[last] = language.extend(embeddings, last)
+        assert language.length == 40
+        assert len(states[last]) == (last or 40)
+    np.testing.assert_array_equal(states[None], states[40])
+    for last in (1, 2, 11):
+        np.testing.assert_allclose(
+            states[last], states[40][-last:], rtol=0, atol=ROUNDING * np.abs(states[40]).max()
+        )
+
+
+def test_the_choice_is_two_rows_of_the_head(engines):
+    _, language = engines
+    language.truncate(0)
+    hidden = language.extend(language.embed(np.arange(40)), 3)
+    expected = (
+        hidden
+        @ ModelWeights(RandomWeights(), tied=True, action_start_id=512)
+        .rows("lm_head.weight", 0, 512)
+        .T
+    )
+    assert np.abs(expected).max() > 1
+    choice = language.choice_logits(hidden, CHOICE)
+    np.testing.assert_allclose(choice, expected[:, list(CHOICE)], rtol=0, atol=1e-4)
+
+
+def test_a_choice_of_other_tokens_is_refused(engines):
+    _, language = engines
+    with pytest.raises(BundleError, match=r"tokens \(100, 301\).*those of \(100, 300\)"):
+        language.choice_logits(np.zeros((1, 256), np.float32), (100, 301))
 
 
 def test_rollback_leaves_no_trace(engines):

@@ -101,7 +101,7 @@ def test_language_graph_equals_optimums_decoder(model, tmp_path):
     assert expected.std() > 1
     precision = Precision(vision="fp32", language="fp32")
     weights = ModelWeights(StateDict(model), tied=True, action_start_id=512)
-    emit_language(weights, GEOMETRY, precision, tmp_path)
+    emit_language(weights, GEOMETRY, precision, (), tmp_path)
     cos, sin = rotary_tables(GEOMETRY, mrope_positions(GEOMETRY, [], CAPACITY + 1))
     save_file({"cos": cos, "sin": sin}, tmp_path / "rotary.safetensors")
     engine = OrtLanguage(Bundle(tmp_path, precision))

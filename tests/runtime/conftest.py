@@ -44,7 +44,7 @@ class FakeEngine:
         assert token_ids.dtype == np.int64
         return np.stack([token_ids, np.zeros_like(token_ids)], axis=1).astype(np.float32)
 
-    def extend(self, embeddings):
+    def extend(self, embeddings, last=None):
         assert embeddings.shape[0] > 0, "a pass without positions"
         if self.length + embeddings.shape[0] > self.capacity:
             raise CapacityError(f"{self.length} + {embeddings.shape[0]} > {self.capacity}")
@@ -55,7 +55,7 @@ class FakeEngine:
             self.history.append(int(token_id))
             hidden[row, 0] = len(self._histories)
             self._histories.append(tuple(self.history))
-        return hidden
+        return hidden if last is None else hidden[len(hidden) - last :]
 
     def truncate(self, length):
         assert 0 <= length <= self.length, "truncation beyond the end"
@@ -65,6 +65,10 @@ class FakeEngine:
     def logits(self, hidden):
         self.calls.append(("logits", hidden.shape[0]))
         return self._rows(hidden)
+
+    def choice_logits(self, hidden, token_ids):
+        self.calls.append(("choice_logits", hidden.shape[0]))
+        return self._rows(hidden)[:, list(token_ids)]
 
     def action_logits(self, hidden):
         self.calls.append(("action_logits", hidden.shape[0]))

@@ -68,11 +68,11 @@ def run(fake_engine, cot_grammar, clock, deadline_ms):
     clock.ms += LATENCY.encode_ms
     extend, passes = engine.extend, []
 
-    def slow_extend(embeddings):
+    def slow_extend(embeddings, last):
         prefill = not passes
         passes.append(1)
         clock.ms += LATENCY.prefill_ms if prefill else LATENCY.token_ms
-        return extend(embeddings)
+        return extend(embeddings, last)
 
     engine.extend = slow_extend
     return decode(

@@ -101,7 +101,8 @@ def test_a_fast_plan_takes_the_prefill_and_one_pass_an_action(writes, cot_gramma
     scaffold = 1 + len(cot_grammar.branches["fast"][0].ids)
     assert passes == [len(PROMPT) + len(cot_grammar.opening), scaffold] + [1] * 9
     assert decoded.forward_passes == 11
-    assert engine.count("logits") == 1
+    assert engine.count("logits") == 0
+    assert engine.count("choice_logits") == 1
     assert engine.count("action_logits") == 10
     assert engine.count("truncate") == 0
 

@@ -233,7 +233,9 @@ def test_alternatives_encode_and_pass_the_prompt_once(planner, request_, monkeyp
     rows, batches = [], []
     extend, encode = planner._language.extend, planner._cameras._engine.encode
     monkeypatch.setattr(
-        planner._language, "extend", lambda given: rows.append(len(given)) or extend(given)
+        planner._language,
+        "extend",
+        lambda given, last: rows.append(len(given)) or extend(given, last),
     )
     monkeypatch.setattr(
         planner._cameras._engine, "encode", lambda *given: batches.append(1) or encode(*given)
