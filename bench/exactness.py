@@ -31,9 +31,9 @@ from autovla_rt.demo.world import World
 from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.output_file import write_file
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
+from autovla_rt.runtime.camera_encoder import Seen
 from autovla_rt.runtime.decode import Decoded, Mode, draft_from
 from autovla_rt.runtime.draft import NO_DRAFT, Draft
-from autovla_rt.runtime.feature_cache import FeatureCache
 from autovla_rt.runtime.motion import carried_on
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.sampling import Sampler, Sampling
@@ -78,7 +78,7 @@ class Comparison:
 
     def begin(self) -> None:
         """Begin another drive."""
-        self._cache = FeatureCache(12)
+        self._seen = Seen(12)
         self._streams = {mode: Stream(self.fast) for mode in MODES}
         self._last: dict[Mode, tuple[float, Decoded]] = {}
 
@@ -110,12 +110,12 @@ class Comparison:
         """Answer with one speed-up at a time."""
         draft = self._draft(request, mode, time)
 
-        def answer(planner: Planner, draft: Draft, cache: FeatureCache | None = None) -> Decoded:
-            prompted = planner.encode(request, cache=cache)
+        def answer(planner: Planner, draft: Draft, seen: Seen | None = None) -> Decoded:
+            prompted = planner.encode(request, seen=seen)
             return planner.answer(prompted, sampler=Sampler(Sampling()), mode=mode, draft=draft)
 
         yield "prefix", answer(self.fast, NO_DRAFT)
-        yield "cache", answer(self.plain, NO_DRAFT, self._cache)
+        yield "cache", answer(self.plain, NO_DRAFT, self._seen)
         yield "folded", answer(self.plain, Draft(mode=mode, reasoning_ahead=0))
         yield "drafts", answer(self.plain, replace(draft, in_prefill=False))
 

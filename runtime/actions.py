@@ -14,6 +14,9 @@ from safetensors import SafetensorError, safe_open
 from autovla_rt.errors import CodebookError, InputError
 from autovla_rt.kernels import contour
 
+POSE_SCALE = np.array([1.0, 1.0, contour.CORNER_RADIUS])
+"""Metres that a unit of (x, y, heading) moves a corner of the box."""
+
 _TENSOR = "corners"
 _IMPORT_HINT = "Import the training repository's codebook again: autovla-rt codebook import."
 
@@ -73,14 +76,20 @@ class Codebook:
         """Pose [num_actions, 3] after each action, in the ego frame before it."""
         return contour.corners_to_pose(self.corners)
 
+    @cached_property
+    def _points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scaled poses [3, num_actions] and their squared lengths."""
+        points = (self.poses * POSE_SCALE).T
+        return points, (points**2).sum(axis=0)
+
     def nearest(self, poses: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the action [n] that leads nearest to each pose [n, 3] in one step.
 
         A radian of heading counts as the corner of the box that it moves.
         """
-        scale = np.array([1.0, 1.0, contour.CORNER_RADIUS])
-        apart = (self.poses - np.asarray(poses)[:, None]) * scale
-        indices: NDArray[np.int64] = (apart**2).sum(axis=-1).argmin(axis=-1)
+        points, squares = self._points
+        # |p - q|² less |q|², which is the same for every action
+        indices: NDArray[np.int64] = (squares - 2 * (poses * POSE_SCALE) @ points).argmin(axis=-1)
         return indices
 
     def decode(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:

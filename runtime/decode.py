@@ -272,31 +272,33 @@ def _act(
 ) -> tuple[int, ...]:
     """Choose `count` actions through the action head; the last one needs no pass of its own."""
     likely, passes = list(draft), None
+    rows: Iterator[Float] = iter(())
     indices: list[int] = []
     for left in reversed(range(count)):
         hidden = tape.hidden(_action_ids(grammar, likely[:left]))
         if tape.passes != passes:
-            passes, likely = tape.passes, _behind(tape, grammar, hidden, likely, codebook)
-        logits = tape.engine.action_logits(hidden)[0]
-        index = sampler.choose(logits, grammar.action_ids, tape.ids, stage="action")
+            passes = tape.passes
+            rows, likely = _passed_rows(tape, grammar, hidden, likely, codebook)
+        index = sampler.choose(next(rows), grammar.action_ids, tape.ids, stage="action")
         indices.append(index)
         tape.write(int(grammar.action_ids[index]))
         likely = likely[1:]
     return tuple(indices)
 
 
-def _behind(
+def _passed_rows(
     tape: Tape, grammar: Grammar, hidden: Float, likely: list[int], codebook: Codebook | None
-) -> list[int]:
-    """Guess the next actions from what the model chose behind each one that was passed."""
+) -> tuple[Iterator[Float], list[int]]:
+    """Return the logits behind each action that was passed, and a better guess of the next ones."""
     first = grammar.actions.action_start_id
     passed = [token - first for token in takewhile(first.__le__, tape.guess)]
-    if not passed:
-        return likely
     states = np.concatenate([hidden, tape.ahead()[: len(passed)]])
-    *own, last = tape.engine.action_logits(states).argmax(-1).tolist()
-    better = own if codebook is None else corrected(codebook, passed, own)
-    return [*better, last, *likely[len(states) :]]
+    logits = tape.engine.action_logits(states)
+    if passed:
+        *own, last = logits.argmax(-1).tolist()
+        better = own if codebook is None else corrected(codebook, passed, own)
+        likely = [*better, last, *likely[len(states) :]]
+    return iter(logits), likely
 
 
 def _refine(

@@ -58,6 +58,12 @@ def carried_on(trajectory: ArrayLike, dt: float, elapsed: float) -> Poses:
     return compose(inverse(wanted[0]), wanted[1:])
 
 
+def steps_of(trajectory: ArrayLike) -> Poses:
+    """Return the steps [n, 3] of a trajectory [n, 3]: each pose as seen from the one before."""
+    poses = np.concatenate([np.zeros((1, 3)), np.asarray(trajectory, np.float64)])
+    return compose(inverse(poses[:-1]), poses[1:])
+
+
 def _interpolated(poses: Poses, places: NDArray[np.floating]) -> Poses:
     """Return poses at fractional indices."""
     headings = np.unwrap(poses[:, 2])

@@ -18,15 +18,14 @@ from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
-from autovla_rt.runtime.camera_encoder import CameraEncoder
+from autovla_rt.runtime.camera_encoder import CameraEncoder, Seen
 from autovla_rt.runtime.deadline import Deadline
 from autovla_rt.runtime.decode import Decoded, Mode, decode, generate, require_possible
 from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement
-from autovla_rt.runtime.feature_cache import FeatureCache
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.grammar import compile_answer
-from autovla_rt.runtime.motion import constant_motion
-from autovla_rt.runtime.prompt import place_features, prompt_ids
+from autovla_rt.runtime.motion import constant_motion, steps_of
+from autovla_rt.runtime.prompt import PromptEncoder, place_features
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.trace import Trace
@@ -123,6 +122,7 @@ class Planner:
         self._language = language
         self._prompt = bundle.prompt()
         self._tokenizer = load_tokenizer(bundle)
+        self._prompt_encoder = PromptEncoder(self._prompt, self._tokenizer)
         self._grammar = compile_answer(
             self._tokenizer,
             bundle.recipe().answer,
@@ -200,20 +200,20 @@ class Planner:
         )
 
     def encode(
-        self, request: Request, trace: Trace | None = None, cache: FeatureCache | None = None
+        self, request: Request, trace: Trace | None = None, seen: Seen | None = None
     ) -> Prompted:
         """Encode a request for `answer`, which may be called several times.
 
-        `trace` receives the spans preprocess, vision and prompt. Frames whose features `cache`
-        knows are not encoded again.
+        `trace` receives the spans preprocess, vision and prompt. Frames that were `seen` are not
+        resized and encoded again.
 
         Raises:
             InputError: a frame or value is unusable or does not fit the engine.
         """
         trace = trace or Trace()
-        features = self._cameras.encode(request.frames, trace, cache)
+        features = self._cameras.encode(request.frames, trace, seen or Seen(0))
         with trace.span("prompt"):
-            ids = prompt_ids(self._prompt, self._tokenizer, request)
+            ids = self._prompt_encoder.ids(request)
             embeddings = self._language.embed(ids)
             place_features(embeddings, self._prompt, features)
         self._language.truncate(self._language.prefix_length)
@@ -275,8 +275,11 @@ class Planner:
         return Draft(self.actions_of(ahead))
 
     def actions_of(self, trajectory: NDArray[np.float64]) -> tuple[int, ...]:
-        """Return the rows of the codebook that follow a trajectory [num_poses, 3]."""
-        return tuple(int(index) for index in self._codebook.encode(trajectory))
+        """Return the rows of the codebook [num_poses] whose steps a trajectory [num_poses, 3] has.
+
+        A draft: each step by itself, where `Codebook.encode` follows the trajectory.
+        """
+        return tuple(self._codebook.nearest(steps_of(trajectory)).tolist())
 
     def trajectory(self, decoded: Decoded) -> NDArray[np.float64]:
         """Return an answer's poses [num_poses, 3], as `Plan.trajectory`."""

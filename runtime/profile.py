@@ -18,7 +18,7 @@ from autovla_rt.errors import InputError
 from autovla_rt.runtime.decode import Mode
 from autovla_rt.runtime.device import describe_device
 from autovla_rt.runtime.draft import Refinement
-from autovla_rt.runtime.frames import describe, read_image, to_rgb
+from autovla_rt.runtime.frame_source import describe, read_image, to_rgb
 from autovla_rt.runtime.planner import DEFAULT_THINKING_TOKEN_BUDGET, Plan, describe_engine
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.stream import Stream
@@ -96,7 +96,7 @@ def profile(bundle: Bundle, request: Request, settings: ProfileSettings) -> list
     measured = []
     requests = moving(request) if settings.streamed else repeat(request)
     for index in range(settings.warm_up + settings.requests):
-        asked, trace, hits = next(requests), Trace(), stream.cache.hits
+        asked, trace, hits = next(requests), Trace(), stream.seen.features.hits
         calls.clear()
         options: dict[str, Any] = {
             "mode": settings.mode,
@@ -111,7 +111,7 @@ def profile(bundle: Bundle, request: Request, settings: ProfileSettings) -> list
             plan = planner.plan(asked, **options)
         end = perf_counter_ns()
         if index >= settings.warm_up:
-            reused = stream.cache.hits - hits
+            reused = stream.seen.features.hits - hits
             measured.append(Measured(plan, tuple(trace.spans), tuple(calls), start, end, reused))
     return measured
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA, INSTRUCTIONS_HINT
 from autovla_rt.errors import InputError
-from autovla_rt.runtime.frames import Frame
+from autovla_rt.runtime.frame_source import Frame
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 SCENE_FILE = "scene.json"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from autovla_rt.errors import InputError
+from autovla_rt.runtime.camera_encoder import Seen
 from autovla_rt.runtime.deadline import Deadline
 from autovla_rt.runtime.decode import Decoded, Mode, draft_from
 from autovla_rt.runtime.draft import Draft, Refinement
-from autovla_rt.runtime.feature_cache import FeatureCache
 from autovla_rt.runtime.motion import Poses, carried_on
 from autovla_rt.runtime.planner import DEFAULT_THINKING_TOKEN_BUDGET, GREEDY, Plan, Planner
 from autovla_rt.runtime.sampling import Sampler, Sampling
@@ -35,11 +35,13 @@ class Stream:
 
     Plans are those that the planner would make of each request alone; only passes and time differ
     (with a refinement the plan itself depends on the draft, and so on the plan before).
-    Memory does not grow with the drive: the last plan and two requests' features are kept.
+    Memory does not grow with the drive: the last plan, one request's frames and two requests'
+    features are kept.
 
     Args:
         planner: The engine; nobody else may use it meanwhile.
-        cached_pairs: Pairs of frames whose features are kept; None takes two requests', 0 none.
+        cached_pairs: Pairs of frames whose features are kept, and frames that are kept resized;
+            None takes two requests' pairs, 0 none.
 
     Raises:
         InputError: `cached_pairs` is negative.
@@ -49,7 +51,7 @@ class Stream:
         manifest = planner.bundle.manifest
         if cached_pairs is None:
             cached_pairs = REQUESTS_CACHED * sum(camera.grid[0] for camera in manifest.cameras)
-        self.cache = FeatureCache(cached_pairs)
+        self.seen = Seen(cached_pairs)
         self._planner = planner
         self._dt, self._steps = manifest.actions.dt, manifest.actions.num_poses
         self._last: _Last | None = None
@@ -85,7 +87,7 @@ class Stream:
         """
         self._require_later(time)
         trace = trace or Trace()
-        prompted = self._planner.encode(request, trace, self.cache)
+        prompted = self._planner.encode(request, trace, self.seen)
         with trace.span("draft"):
             draft = self._draft(request, time)
         decoded = self._planner.answer(

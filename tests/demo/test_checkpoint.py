@@ -22,7 +22,7 @@ from autovla_rt.kernels import contour
 from autovla_rt.kernels.resize import video_grid
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.frames import FramePreprocessor
-from autovla_rt.runtime.prompt import prompt_ids
+from autovla_rt.runtime.prompt import PromptEncoder
 from autovla_rt.runtime.scene import read_frames_dir
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def prompt_and_pixels(miniature, geometry, config, auto_tokenizer, scene):
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     prompt = compile_prompt(tokenizer, recipe.prompt_cot, cameras, geometry, add_vision_id=False)
     return {
-        "input_ids": torch.from_numpy(prompt_ids(prompt, tokenizer, scene))[None],
+        "input_ids": torch.from_numpy(PromptEncoder(prompt, tokenizer).ids(scene))[None],
         "pixel_values_videos": torch.from_numpy(np.concatenate(rows)),
         "video_grid_thw": torch.tensor([GRID] * len(CAMERAS)),
         "second_per_grid_ts": torch.tensor([1.0] * len(CAMERAS)),

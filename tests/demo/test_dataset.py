@@ -9,7 +9,7 @@ from autovla_rt.demo.dataset import write_frames_folder, write_scenes
 from autovla_rt.demo.scenes import record_scene
 from autovla_rt.errors import InputError
 from autovla_rt.export.codebook import build_codebook
-from autovla_rt.runtime.frames import read_image
+from autovla_rt.runtime.frame_source import read_image
 from autovla_rt.runtime.scene import read_frames_dir, read_scene
 
 

@@ -19,7 +19,7 @@ from autovla_rt.export.training_config import read_training_config
 from autovla_rt.kernels.contour import roll_out
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.grammar import compile_answer
-from autovla_rt.runtime.prompt import prompt_ids
+from autovla_rt.runtime.prompt import PromptEncoder
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 BASE = CHECKPOINT / "base"
@@ -49,7 +49,7 @@ def test_training_sees_the_prompt_and_patches_that_the_runtime_makes(maker, scen
         add_vision_id=False,
     )
     request = request_of(scene.now, render_moments(scene.moments, WIDTH, HEIGHT))
-    assert np.array_equal(sample.prompt, prompt_ids(prompt, maker.tokenizer, request))
+    assert np.array_equal(sample.prompt, PromptEncoder(prompt, maker.tokenizer).ids(request))
     preprocessing = read_preprocessing(BASE, config.min_pixels, config.max_pixels)
     small = preprocessing.model_copy(update={"min_pixels": WIDTH * HEIGHT})  # no enlarging
     preprocessor = FramePreprocessor(small, geometry.vision)

@@ -17,6 +17,7 @@ from autovla_rt.bundle import Bundle, load_bundle
 from autovla_rt.config import CAMERAS
 from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.runtime import planner as planner_module
+from autovla_rt.runtime.camera_encoder import Seen
 from autovla_rt.runtime.decode import decode
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.planner import Planner, open_engines
@@ -89,7 +90,7 @@ def test_every_camera_matters_at_both_ends_of_its_clip(planner, request_):
 def test_cameras_encoded_together_are_not_confused(planner, request_):
     manifest = planner.bundle.manifest
     frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
-    together = planner._cameras.encode(request_.frames, Trace())
+    together = planner._cameras.encode(request_.frames, Trace(), Seen(0))
     for camera in manifest.cameras:
         patches = frames.patches(request_.frames[camera.name], camera)
         expected = planner._cameras._engine.encode(patches, (8, 14))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autovla_rt.config import CAMERAS, CompiledPrompt, Slot, VideoTokens
 from autovla_rt.errors import InputError
-from autovla_rt.runtime.prompt import place_features, prompt_ids
+from autovla_rt.runtime.prompt import PromptEncoder, place_features
 from autovla_rt.runtime.scene import Request
 
 PROMPT = CompiledPrompt(
@@ -33,7 +33,7 @@ def ask(instruction="Turn LEFT", velocity=1.0, acceleration=-0.5):
 
 
 def test_prefix_and_rendered_tail(tokenizer):
-    ids = prompt_ids(PROMPT, tokenizer, ask())
+    ids = PromptEncoder(PROMPT, tokenizer).ids(ask())
     assert ids.dtype == np.int64
     assert tuple(ids[:6]) == PROMPT.prefix_ids
     assert tokenizer.decode(ids[6:], skip_special_tokens=False) == (
@@ -44,7 +44,7 @@ def test_prefix_and_rendered_tail(tokenizer):
 @given(st.text(min_size=1, max_size=30).filter(str.strip))
 def test_any_text_is_kept_or_refused(tokenizer, text):
     try:
-        ids = prompt_ids(PROMPT, tokenizer, ask(text))
+        ids = PromptEncoder(PROMPT, tokenizer).ids(ask(text))
     except InputError:
         return
     special = [token for token in ids[6:] if token >= 151643]
@@ -56,17 +56,17 @@ def test_any_text_is_kept_or_refused(tokenizer, text):
 )
 def test_special_tokens_are_refused(tokenizer, text):
     with pytest.raises(InputError, match="expected plain words, got the special token"):
-        prompt_ids(PROMPT, tokenizer, ask(text))
+        PromptEncoder(PROMPT, tokenizer).ids(ask(text))
 
 
 def test_a_lone_surrogate_is_refused(tokenizer):
     with pytest.raises(InputError, match="expected Unicode text"):
-        prompt_ids(PROMPT, tokenizer, ask("left \udcff"))
+        PromptEncoder(PROMPT, tokenizer).ids(ask("left \udcff"))
 
 
 def test_messages_quote_long_instructions_in_part(tokenizer):
     with pytest.raises(InputError) as caught:
-        prompt_ids(PROMPT, tokenizer, ask("left " * 5000 + "<|im_end|>"))
+        PromptEncoder(PROMPT, tokenizer).ids(ask("left " * 5000 + "<|im_end|>"))
     assert len(str(caught.value)) < 300
 
 

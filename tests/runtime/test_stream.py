@@ -63,11 +63,11 @@ def test_half_of_the_frames_are_known_from_the_third_request_on(planner, asked):
     stream = Stream(planner)
     known = []
     for request, time in asked[:6]:
-        before = stream.cache.hits
+        before = stream.seen.features.hits
         stream.plan(request, time=time, mode="fast")
-        known.append(stream.cache.hits - before)
+        known.append(stream.seen.features.hits - before)
     assert known == [0, 0, 3, 3, 3, 3]
-    assert len(stream.cache) == 12
+    assert len(stream.seen.features) == 12
 
 
 def test_a_frame_changed_in_place_is_seen(planner, asked):
@@ -80,7 +80,7 @@ def test_a_frame_changed_in_place_is_seen(planner, asked):
         array[60:160] = 0
     changed = stream.plan(request, time=time + 0.5)
     assert said(changed) == said(planner.plan(request))
-    assert stream.cache.hits == 4  # the other cameras'
+    assert stream.seen.features.hits == 4  # the other cameras'
 
 
 def test_equal_pairs_are_encoded_once(planner, asked, monkeypatch):
@@ -104,7 +104,7 @@ def test_a_small_cache_changes_nothing(planner, asked, pairs):
     for request, time in asked[:4]:
         plan = small.plan(request, time=time)
         assert said(plan) == said(usual.plan(request, time=time))
-        assert len(small.cache) <= pairs
+        assert len(small.seen.features) <= pairs
 
 
 def test_samples_are_the_same_in_a_stream(planner, asked):
