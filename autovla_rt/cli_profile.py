@@ -61,13 +61,22 @@ def profile(
     if trace is not None:
         require_writable(trace)
     from autovla_rt.bundle import load_bundle
+    from autovla_rt.runtime.device import device_name
+    from autovla_rt.runtime.latency import measured_pass_ms
     from autovla_rt.runtime.profile import ProfileSettings, chrome_trace, summary
     from autovla_rt.runtime.profile import profile as measure
 
-    settings = ProfileSettings(
-        requests, warm_up, threads, stream, mode.value, thinking_token_budget, refinement
-    )
     bundle = load_bundle(engine)
+    settings = ProfileSettings(
+        requests,
+        warm_up,
+        threads,
+        stream,
+        mode.value,
+        thinking_token_budget,
+        refinement,
+        measured_pass_ms(bundle, device_name(), threads) if stream else {},
+    )
     measured = measure(bundle, request, settings)
     report = summary(measured, bundle, settings)
     if trace is not None:

@@ -162,10 +162,17 @@ def _driver(
         return ExpertDriver(), None
     if name is DriverName.constant_velocity:
         return ConstantVelocityDriver(), None
+    from autovla_rt.runtime.device import device_name
+    from autovla_rt.runtime.latency import measured_pass_ms
     from autovla_rt.runtime.planner import Planner, describe_engine
 
     planner = Planner.load(engine, threads=threads)
     require_world_layout(planner)
     bundle = planner.bundle
-    driver = ModelDriver(planner, mode=mode.value, refinement=refinement)
+    driver = ModelDriver(
+        planner,
+        mode=mode.value,
+        refinement=refinement,
+        pass_ms=measured_pass_ms(planner.bundle, device_name(), threads),
+    )
     return driver, describe_engine(bundle.manifest, bundle.identity)

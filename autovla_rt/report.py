@@ -158,7 +158,8 @@ def print_profile(report: dict[str, Any]) -> None:
             f"{protocol['requests']} requests after {protocol['warm_up']}, "
             f"{'streamed' if protocol['streamed'] else 'each by itself'}, "
             f"{protocol['threads'] or 'all'} threads, mode {protocol['mode']}, "
-            f"{'exact' if refinement is None else 'refined'}"
+            f"{'exact' if refinement is None else 'refined'}, drafts "
+            f"{'as long as pays' if protocol['pass_ms'] else 'as long as can be'}"
         ),
         "modes": ", ".join(f"{mode} {count}" for mode, count in report["modes"].items()),
         "forward passes": ", ".join(f"{n}: {c}" for n, c in passes["distribution"].items()),

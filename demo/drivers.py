@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -22,7 +22,7 @@ from autovla_rt.runtime.decode import Mode
 from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.planner import Plan, Planner
 from autovla_rt.runtime.scene import Request
-from autovla_rt.runtime.stream import Stream
+from autovla_rt.runtime.stream import NOT_MEASURED, Stream
 
 FRAME_WIDTH, FRAME_HEIGHT = 392, 224
 """Size of the cameras' frames, pixels."""
@@ -60,9 +60,14 @@ class ModelDriver:
     """
 
     def __init__(
-        self, planner: Planner, *, mode: Mode = "auto", refinement: Refinement | None = None
+        self,
+        planner: Planner,
+        *,
+        mode: Mode = "auto",
+        refinement: Refinement | None = None,
+        pass_ms: Mapping[int, float] = NOT_MEASURED,
     ) -> None:
-        self._stream = Stream(planner)
+        self._stream = Stream(planner, pass_ms=pass_ms)
         self._mode: Mode = mode
         self._refinement = refinement
         self._cameras = WorldCameras()

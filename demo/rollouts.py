@@ -126,7 +126,7 @@ def sample_group(planner: Planner, scene: Scene, size: int, temperature: float) 
         decoded = planner.answer(
             prompted, sampler=sampler, thinking_token_budget=THINKING_TOKEN_BUDGET, draft=draft
         )
-        draft = draft_from(decoded)
+        draft = draft_from(decoded, decoded.action_indices)
         choices = sampler.choices(len(prompted.ids), decoded.output_ids)
         trajectory = planner.trajectory(decoded)
         score, near = judge.score(trajectory), nearness(trajectory, scene.trajectory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
@@ -18,7 +18,7 @@ from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement, continuation, 
 from autovla_rt.runtime.grammar import Actions, Grammar, Literal
 from autovla_rt.runtime.reasoning import Free
 from autovla_rt.runtime.sampling import Sampler, Sampling, require_usable
-from autovla_rt.runtime.tape import Tape
+from autovla_rt.runtime.tape import Guess, Tape
 from autovla_rt.runtime.trace import Trace
 
 Mode = typing.Literal["auto", "fast", "slow"]
@@ -45,8 +45,7 @@ class Decoded:
             "thinking_budget", "capacity" (the KV cache was full but for the plan) or "deadline".
         forward_passes: Passes of the language model, the prefill included.
         thinking_tokens: Reasoning ids that were generated.
-        drafted: Ids that were passed as guesses.
-        accepted: How many of them the answer has.
+        guesses: What rode along with passes as guesses; they start at places of `output_ids`.
     """
 
     output_ids: tuple[int, ...]
@@ -58,8 +57,22 @@ class Decoded:
     finish_reason: FinishReason
     forward_passes: int
     thinking_tokens: int
-    drafted: int
-    accepted: int
+    guesses: tuple[Guess, ...]
+
+    @property
+    def drafted(self) -> int:
+        """Ids that were passed as guesses."""
+        return sum(guess.count for guess in self.guesses)
+
+    @property
+    def accepted(self) -> int:
+        """How many of them the answer has."""
+        return sum(guess.right for guess in self.guesses)
+
+    @property
+    def first_action(self) -> int:
+        """Place of the first action in `output_ids`."""
+        return self.output_ids.index(self.action_ids[0])
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,7 @@ def decode(
             case Actions(count):
                 with trace.span("actions"):
                     action_indices = (
-                        _act(tape, grammar, sampler, count, draft.actions, codebook)
+                        _act(tape, grammar, sampler, count, draft, codebook)
                         if refinement is None or codebook is None
                         else _refine(tape, grammar, count, draft.actions, refinement, codebook)
                     )
@@ -150,8 +163,7 @@ def decode(
         finish_reason=thoughts.finish_reason,
         forward_passes=tape.passes,
         thinking_tokens=len(thoughts.ids),
-        drafted=tape.guessed,
-        accepted=tape.hits,
+        guesses=tuple(replace(g, start=g.start - len(prompt_ids)) for g in tape.guesses),
     )
 
 
@@ -200,13 +212,10 @@ def _decide(tape: Tape, grammar: Grammar, sampler: Sampler, mode: Mode) -> tuple
     return BRANCHES[chosen], float(weights[1] / weights.sum())
 
 
-def draft_from(decoded: Decoded, actions: Sequence[int] | None = None) -> Draft:
+def draft_from(decoded: Decoded, actions: Sequence[int]) -> Draft:
     """Return the draft that an answer is of a later one; `actions` take the place of its own."""
-    return Draft(
-        decoded.action_indices if actions is None else tuple(actions),
-        decoded.output_ids,
-        "slow" if decoded.mode == "slow" else "fast",
-    )
+    mode: typing.Literal["fast", "slow"] = "slow" if decoded.mode == "slow" else "fast"
+    return Draft(tuple(actions), decoded.output_ids, mode)
 
 
 def _opening_guess(grammar: Grammar, mode: Mode, draft: Draft) -> list[int]:
@@ -224,7 +233,8 @@ def _opening_guess(grammar: Grammar, mode: Mode, draft: Draft) -> list[int]:
             case Free():
                 return guess + continuation([draft.answer], guess, draft.reasoning_ahead)
             case Actions(count):
-                return guess + _action_ids(grammar, draft.actions[: count - 1])
+                ahead = min(count - 1, draft.actions_ahead)
+                return guess + _action_ids(grammar, draft.actions[:ahead])
     return guess
 
 
@@ -267,15 +277,16 @@ def _act(
     grammar: Grammar,
     sampler: Sampler,
     count: int,
-    draft: Sequence[int],
+    draft: Draft,
     codebook: Codebook | None,
 ) -> tuple[int, ...]:
     """Choose `count` actions through the action head; the last one needs no pass of its own."""
-    likely, passes = list(draft), None
+    likely, passes = list(draft.actions), None
     rows: Iterator[Float] = iter(())
     indices: list[int] = []
     for left in reversed(range(count)):
-        hidden = tape.hidden(_action_ids(grammar, likely[:left]))
+        guess = likely[: min(left, draft.actions_ahead)]
+        hidden = tape.hidden(_action_ids(grammar, guess))
         if tape.passes != passes:
             passes = tape.passes
             rows, likely = _passed_rows(tape, grammar, hidden, likely, codebook)

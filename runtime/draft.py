@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from autovla_rt.runtime.actions import Codebook
 CARRIED = 0.7
 """Share of a correction that goes on into the next step (measured: bench/README.md)."""
 
+REASONING_AHEAD = 8
 LONGEST_MATCH = 8
 """Ids before a place in an earlier text that are compared with the last ones written."""
 
@@ -31,13 +33,15 @@ class Draft:
         mode: The branch that is likely where the model decides.
         in_prefill: Whether the prefill's pass takes the likely branch and its draft along.
         reasoning_ahead: Ids of reasoning that are guessed at a time; 0 guesses none.
+        actions_ahead: Actions that are guessed at a time, at most.
     """
 
     actions: tuple[int, ...] = ()
     answer: tuple[int, ...] = ()
     mode: typing.Literal["fast", "slow"] = "fast"
     in_prefill: bool = True
-    reasoning_ahead: int = 8
+    reasoning_ahead: int = REASONING_AHEAD
+    actions_ahead: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Refinement:
             )
 
 
-NO_DRAFT = Draft(in_prefill=False, reasoning_ahead=0)
+NO_DRAFT = Draft(in_prefill=False, reasoning_ahead=0, actions_ahead=0)
 """Guesses nothing: a pass for every token that is chosen."""
 
 

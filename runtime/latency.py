@@ -26,6 +26,7 @@ class LatencyModel(Model):
         token_ms: A pass for one token of reasoning, the choice included.
         actions_ms: The pass of the scaffold and one for every action (the worst case of drafts),
             the choices and the trajectory.
+        pass_ms: Median of a pass behind the prompt, by its rows: what a longer draft costs.
     """
 
     engine_sha256: str
@@ -36,6 +37,7 @@ class LatencyModel(Model):
     prefill_ms: float
     token_ms: float
     actions_ms: float
+    pass_ms: dict[int, float]
 
     @property
     def least_ms(self) -> float:
@@ -59,6 +61,16 @@ def save_latency(bundle: Bundle, model: LatencyModel) -> Path:
     make_folder(path.parent)
     write_file(path, (model.model_dump_json(indent=1) + "\n").encode())
     return path
+
+
+def measured_pass_ms(bundle: Bundle, device: str, threads: int | None) -> dict[int, float]:
+    """Return what passes take with this bundle on this machine, by rows; empty if nobody measured.
+
+    Raises:
+        InputError: the file is damaged or of another bundle or machine.
+    """
+    saved = latency_path(bundle, device, threads).exists()
+    return load_latency(bundle, device, threads).pass_ms if saved else {}
 
 
 def load_latency(bundle: Bundle, device: str, threads: int | None) -> LatencyModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -57,6 +58,7 @@ def measure_latency(
     planner, calls = open_timed(bundle, threads)
     mode: Mode = "slow" if bundle.manifest.use_cot else "auto"
     encode, prefill, tokens, actions = [], [], [], []
+    by_rows: dict[int, list[float]] = defaultdict(list)
     for index in range(WARM_UP + requests):
         calls.clear()
         trace = Trace()
@@ -80,6 +82,8 @@ def measure_latency(
         prefill.append(stages["prefill"] + stages.get("decision", 0.0))
         actions.append(stages["actions"] + stages["trajectory"])
         tokens += _token_ms(calls, trace)
+        for call in [call for call in calls if call.name == "pass"][1:]:
+            by_rows[call.rows].append(call.ms)
     p99 = [float(np.percentile(of, 99)) if of else 0.0 for of in (encode, prefill, tokens, actions)]
     return LatencyModel(
         engine_sha256=bundle.identity,
@@ -90,6 +94,7 @@ def measure_latency(
         prefill_ms=p99[1],
         token_ms=p99[2],
         actions_ms=p99[3],
+        pass_ms={rows: float(np.median(of)) for rows, of in sorted(by_rows.items())},
     )
 
 

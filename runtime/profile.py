@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import repeat
 from time import perf_counter_ns
 from typing import Any
@@ -43,6 +43,7 @@ class ProfileSettings:
         mode: As for `Planner.plan`.
         thinking_token_budget: As for `Planner.plan`.
         refinement: As for `Planner.plan`.
+        pass_ms: As for `Stream`.
     """
 
     requests: int = 50
@@ -52,6 +53,7 @@ class ProfileSettings:
     mode: Mode = "auto"
     thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET
     refinement: Refinement | None = None
+    pass_ms: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.requests < 1 or self.warm_up < 0:
@@ -92,7 +94,7 @@ def profile(bundle: Bundle, request: Request, settings: ProfileSettings) -> list
         CapacityError: prompt and answer do not fit the KV cache.
     """
     planner, calls = open_timed(bundle, settings.threads)
-    stream = Stream(planner)
+    stream = Stream(planner, pass_ms=settings.pass_ms)
     measured = []
     requests = moving(request) if settings.streamed else repeat(request)
     for index in range(settings.warm_up + settings.requests):

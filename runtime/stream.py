@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,12 +11,15 @@ from autovla_rt.errors import InputError
 from autovla_rt.runtime.camera_encoder import Seen
 from autovla_rt.runtime.deadline import Deadline
 from autovla_rt.runtime.decode import Decoded, Mode, draft_from
-from autovla_rt.runtime.draft import Draft, Refinement
+from autovla_rt.runtime.draft import REASONING_AHEAD, Draft, Refinement
+from autovla_rt.runtime.draft_length import DraftLength
 from autovla_rt.runtime.motion import Poses, carried_on
 from autovla_rt.runtime.planner import DEFAULT_THINKING_TOKEN_BUDGET, GREEDY, Plan, Planner
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.trace import Trace
+
+NOT_MEASURED: Mapping[int, float] = {}
 
 REQUESTS_CACHED = 2
 """At 2 Hz two frames that were a pair come again as one two requests later."""
@@ -40,6 +44,8 @@ class Stream:
 
     Args:
         planner: The engine; nobody else may use it meanwhile.
+        pass_ms: Measured milliseconds of a pass by its rows (`LatencyModel.pass_ms`): drafts are as
+            long as pays. Empty takes the longest: fewest passes.
         cached_pairs: Pairs of frames whose features are kept, and frames that are kept resized;
             None takes two requests' pairs, 0 none.
 
@@ -47,13 +53,21 @@ class Stream:
         InputError: `cached_pairs` is negative.
     """
 
-    def __init__(self, planner: Planner, *, cached_pairs: int | None = None) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        *,
+        pass_ms: Mapping[int, float] = NOT_MEASURED,
+        cached_pairs: int | None = None,
+    ) -> None:
         manifest = planner.bundle.manifest
         if cached_pairs is None:
             cached_pairs = REQUESTS_CACHED * sum(camera.grid[0] for camera in manifest.cameras)
         self.seen = Seen(cached_pairs)
         self._planner = planner
         self._dt, self._steps = manifest.actions.dt, manifest.actions.num_poses
+        self._actions_ahead = DraftLength(self._steps - 1, pass_ms)
+        self._reasoning_ahead = DraftLength(REASONING_AHEAD, pass_ms)
         self._last: _Last | None = None
 
     def plan(
@@ -89,7 +103,11 @@ class Stream:
         trace = trace or Trace()
         prompted = self._planner.encode(request, trace, self.seen)
         with trace.span("draft"):
-            draft = self._draft(request, time)
+            draft = replace(
+                self._draft(request, time),
+                actions_ahead=self._actions_ahead.choose(),
+                reasoning_ahead=self._reasoning_ahead.choose(),
+            )
         decoded = self._planner.answer(
             prompted,
             sampler=Sampler(sampling),
@@ -102,6 +120,7 @@ class Stream:
         )
         plan = self._planner.assemble(decoded, trace)
         self._last = _Last(time, decoded, np.array(plan.trajectory))
+        self._learn(decoded)
         return plan
 
     def reset(self) -> None:
@@ -115,6 +134,14 @@ class Stream:
                 f"time: expected one later than the last request's ({last}), got {time} s.\n"
                 "Call reset() where a recording begins again or the clock was set."
             )
+
+    def _learn(self, decoded: Decoded) -> None:
+        """Note which guesses of actions, and of reasoning behind the prefill, were right."""
+        for guess in decoded.guesses[1:]:
+            if guess.start >= decoded.first_action:
+                self._actions_ahead.note(guess.count, guess.right)
+            elif decoded.reasoning:
+                self._reasoning_ahead.note(guess.count, guess.right)
 
     def _draft(self, request: Request, time: float) -> Draft:
         """Carry the last plan on, unless it is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,21 @@ from numpy.typing import NDArray
 from autovla_rt.runtime.backends import Float, LanguageEngine
 
 TokenIds = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Ids that rode along with a pass as a guess.
+
+    Attributes:
+        start: Position of the first one, from the sequence's beginning.
+        count: How many.
+        right: How many of them, from the first on, were then written.
+    """
+
+    start: int
+    count: int
+    right: int
 
 
 class Tape:
@@ -28,14 +44,13 @@ class Tape:
     Attributes:
         ids: Prompt and answer so far.
         passes: Forward passes of the engine.
-        guessed: Ids that were passed as guesses.
-        hits: How many of them were then written.
     """
 
     def __init__(self, engine: LanguageEngine, prompt_ids: Sequence[int] | TokenIds) -> None:
         self.engine = engine
         self.ids = [int(i) for i in prompt_ids]
-        self.passes = self.guessed = self.hits = 0
+        self.passes = 0
+        self._guesses: list[Guess] = []
         self._prompt_length = len(self.ids)
         self._passed = self.ids[: engine.length]
         self._agreed = engine.length
@@ -54,7 +69,8 @@ class Tape:
             self.ids.append(token_id)
             if self._agreed == position < len(self._passed) and self._passed[position] == token_id:
                 self._agreed += 1
-                self.hits += 1
+                guess = self._guesses[-1]
+                self._guesses[-1] = replace(guess, right=guess.right + 1)
 
     def prefill(self, prompt_embeddings: Float, guess: Sequence[int] = ()) -> None:
         """Pass the rest of the prompt, all that was written behind it, and a guess.
@@ -107,6 +123,11 @@ class Tape:
         """The ids that were passed behind the last one (which is there, see `needs_pass`)."""
         return self._passed[len(self.ids) :]
 
+    @property
+    def guesses(self) -> tuple[Guess, ...]:
+        """What was guessed, by pass; a pass without a guess has none."""
+        return tuple(guess for guess in self._guesses if guess.count)
+
     def ahead(self) -> Float:
         """Return the final states [n, hidden] of the ids that were guessed behind the last one."""
         assert self._hidden is not None
@@ -131,4 +152,4 @@ class Tape:
         self._passed = [*self.ids, *guess]
         self._agreed, self._first = len(self.ids), len(self.ids) - 1
         self.passes += 1
-        self.guessed += len(guess)
+        self._guesses.append(Guess(len(self.ids), len(guess), 0))

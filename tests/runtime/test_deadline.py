@@ -30,6 +30,7 @@ LATENCY = LatencyModel(
     prefill_ms=30,
     token_ms=4,
     actions_ms=40,
+    pass_ms={1: 3.5, 9: 4.0},
 )
 
 

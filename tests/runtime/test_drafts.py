@@ -13,6 +13,7 @@ from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.decode import decode
 from autovla_rt.runtime.draft import NO_DRAFT, Draft, continuation, corrected
 from autovla_rt.runtime.sampling import Sampler, Sampling
+from autovla_rt.runtime.tape import Guess
 from autovla_rt.runtime.trace import Trace
 
 START, VOCAB = 151665, 151665 + 2048
@@ -48,7 +49,7 @@ def run(engine, grammar, draft, **options):
 
 def said(decoded):
     """What an answer says, without what it cost."""
-    return dataclasses.replace(decoded, forward_passes=0, drafted=0, accepted=0)
+    return dataclasses.replace(decoded, forward_passes=0, guesses=())
 
 
 @quick
@@ -73,6 +74,7 @@ def test_an_answer_is_the_same_with_every_draft(fake_engine, cot_grammar, data):
         mode=data.draw(st.sampled_from(["fast", "slow"])),
         in_prefill=data.draw(st.booleans()),
         reasoning_ahead=data.draw(st.integers(0, 40)),
+        actions_ahead=data.draw(st.integers(0, 12)),
     )
     options["codebook"] = data.draw(st.sampled_from([None, CODEBOOK]))
     engine = fake_engine(rule, capacity)
@@ -110,6 +112,61 @@ def test_a_right_draft_in_the_prefill_leaves_no_other_pass(fake_engine, cot_gram
     behind = run(fake_engine(fast_rule), cot_grammar, Draft(plain.action_indices, in_prefill=False))
     assert behind.forward_passes == 2
     assert behind.drafted == behind.accepted == 9
+
+
+def test_guesses_are_noted_by_place(fake_engine, cot_grammar, fast_rule):
+    plain = run(fake_engine(fast_rule), cot_grammar, NO_DRAFT)
+    assert plain.guesses == ()
+    likely = list(plain.action_indices)
+    likely[4] = (likely[4] + 1) % 2048
+    opening = len(cot_grammar.opening)
+    scaffold = 1 + len(cot_grammar.branches["fast"][0].ids)
+    assert plain.first_action == opening + scaffold
+    drafted = run(fake_engine(fast_rule), cot_grammar, Draft(tuple(likely)))
+    assert drafted.guesses[0] == Guess(opening, scaffold + 9, scaffold + 4)
+    assert drafted.guesses[1].start == plain.first_action + 5
+    assert drafted.guesses[1].count == 4
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 20])
+def test_no_more_actions_are_guessed_than_asked(fake_engine, cot_grammar, fast_rule, ahead):
+    plain = run(fake_engine(fast_rule), cot_grammar, NO_DRAFT)
+    draft = Draft(plain.action_indices, in_prefill=False, actions_ahead=ahead)
+    drafted = run(fake_engine(fast_rule), cot_grammar, draft)
+    assert said(drafted) == said(plain)
+    assert max((guess.count for guess in drafted.guesses), default=0) == min(ahead, 9)
+
+
+def test_samples_with_drafts_have_the_models_distribution(fake_engine, cot_grammar):
+    """Leviathan et al. 2023, appendix A.1: what is drawn does not depend on what was guessed."""
+    likely = [3, 7, 11]
+    chances = np.array([0.6, 0.3, 0.1])
+
+    def rule(history):
+        logits = np.full(VOCAB, -np.inf, np.float32)
+        logits[cot_grammar.choice.fast_id] = 0
+        # the second action depends on the first, whether that was guessed or not
+        turn = history[-1] % 3 if history[-1] >= START else 0
+        logits[[START + index for index in likely]] = np.log(np.roll(chances, turn))
+        return logits
+
+    drawn = np.array(
+        [
+            run(
+                fake_engine(rule),
+                cot_grammar,
+                Draft(tuple([likely[seed % 3]] * 10), in_prefill=bool(seed % 2)),
+                sampling=Sampling(temperature=1, seed=seed),
+            ).action_indices[:2]
+            for seed in range(3000)
+        ]
+    )
+    for first, index in enumerate(likely):
+        assert np.mean(drawn[:, 0] == index) == pytest.approx(chances[first], abs=0.03)
+        behind = drawn[drawn[:, 0] == index, 1]
+        expected = np.roll(chances, (START + index) % 3)
+        found = [np.mean(behind == other) for other in likely]
+        assert found == pytest.approx(expected, abs=4 * np.sqrt(0.25 / len(behind)))
 
 
 def test_a_wrong_mode_in_the_prefill_costs_one_pass_at_most(fake_engine, cot_grammar, fast_rule):

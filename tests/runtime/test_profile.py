@@ -80,6 +80,7 @@ def test_the_summary_says_what_was_measured_and_how(bundle, measured):
         "mode": "auto",
         "thinking_token_budget": 512,
         "refinement": None,
+        "pass_ms": {},
     }
     times = sorted(one.ms for one in measured)
     assert report["request_ms"]["max"] == times[-1]

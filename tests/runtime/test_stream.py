@@ -107,6 +107,18 @@ def test_a_small_cache_changes_nothing(planner, asked, pairs):
         assert len(small.seen.features) <= pairs
 
 
+def test_drafts_that_do_not_pay_get_shorter_and_plans_stay(planner, asked):
+    dear = Stream(planner, pass_ms={1: 1.0, 2: 1.0, 3: 100.0})
+    usual = Stream(planner)
+    drafted = {dear: 0, usual: 0}
+    for request, time in asked:
+        plans = {stream: stream.plan(request, time=time, mode="fast") for stream in drafted}
+        assert said(plans[dear]) == said(plans[usual])
+        for stream, plan in plans.items():
+            drafted[stream] += plan.drafted
+    assert drafted[dear] < drafted[usual] / 2
+
+
 def test_samples_are_the_same_in_a_stream(planner, asked):
     stream = Stream(planner)
     for index, (request, time) in enumerate(asked[:4]):
