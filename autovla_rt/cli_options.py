@@ -16,11 +16,14 @@ DEFAULT_ENGINE = Path("engines/demo")
 
 
 EXACT = "exact"
+AUTO_CERTAINTY = 1.0
+"""Standard deviations, see `Refinement.certainty`."""
 Decode = Annotated[
     str,
     typer.Option(
-        help="exact, or refine:K[:CM], lossy: at most K passes over a draft, fewer once one moves "
-        "no pose by more than CM centimetres."
+        help="exact, or refine:K[:CM|:auto], lossy: at most K passes over a draft, fewer once one "
+        "moves no pose by more than CM centimetres (auto: no step by more than the model's own "
+        "uncertainty)."
     ),
 ]
 
@@ -47,7 +50,7 @@ def read_decode(text: str) -> Refinement | None:
     """Read --decode; None is exact.
 
     Raises:
-        BadParameter: it is neither exact nor refine:K[:CM].
+        BadParameter: it is neither exact nor refine:K, refine:K:CM or refine:K:auto.
     """
     from autovla_rt.errors import InputError
     from autovla_rt.runtime.draft import Refinement
@@ -55,15 +58,17 @@ def read_decode(text: str) -> Refinement | None:
     if text == EXACT:
         return None
     kind, _, numbers = text.partition(":")
-    passes, _, centimetres = numbers.partition(":")
+    passes, _, enough = numbers.partition(":")
     try:
         if kind == "refine":
-            return Refinement(int(passes), float(centimetres or 0) / 100)
+            if enough == "auto":
+                return Refinement(int(passes), certainty=AUTO_CERTAINTY)
+            return Refinement(int(passes), float(enough or 0) / 100)
     except (ValueError, InputError):
         pass
     raise typer.BadParameter(
-        "--decode: expected exact or refine:K[:CM] with K passes from 1 and CM centimetres from 0, "
-        f"such as refine:2 or refine:10:20, got {text!r}"
+        "--decode: expected exact, refine:K, refine:K:CM or refine:K:auto with K passes from 1 and "
+        f"CM centimetres from 0, such as refine:2, refine:10:20 or refine:4:auto, got {text!r}"
     )
 
 

@@ -65,6 +65,7 @@ def profile(
     from autovla_rt.runtime.latency import measured_pass_ms
     from autovla_rt.runtime.profile import ProfileSettings, chrome_trace, summary
     from autovla_rt.runtime.profile import profile as measure
+    from autovla_rt.runtime.tegrastats import BoardMonitor
 
     bundle = load_bundle(engine)
     settings = ProfileSettings(
@@ -77,8 +78,9 @@ def profile(
         refinement,
         measured_pass_ms(bundle, device_name(), threads) if stream else {},
     )
-    measured = measure(bundle, request, settings)
-    report = summary(measured, bundle, settings)
+    with BoardMonitor() as board:
+        measured = measure(bundle, request, settings)
+    report = {**summary(measured, bundle, settings), "board": board.report}
     if trace is not None:
         write_file(trace, json.dumps(chrome_trace(measured)).encode())
     if save:

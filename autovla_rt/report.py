@@ -145,6 +145,21 @@ def print_plan(plan: Plan) -> None:
     _print(table, poses, stages)
 
 
+def _board(board: dict[str, Any] | None) -> dict[str, str]:
+    """Say what tegrastats saw while the requests ran."""
+    if board is None:
+        return {"power, clocks": "not measured: there is no tegrastats here"}
+    if "error" in board:
+        return {"power, clocks": f"not measured: {board['error']}"}
+    units = {"values": "", "celsius": " °C", "milliwatts": " mW"}
+    ranges = {
+        f"{name}{unit}": f"{low:.0f} to {high:.0f}, mean {mean:.0f}"
+        for part, unit in units.items()
+        for name, (low, mean, high) in board[part].items()
+    }
+    return {"power mode": board["power_mode"], **ranges}
+
+
 def print_profile(report: dict[str, Any]) -> None:
     """Print latencies, and what they were measured with."""
     engine, device, protocol = report["engine"], report["device"], report["protocol"]
@@ -172,6 +187,7 @@ def print_profile(report: dict[str, Any]) -> None:
         "frame pairs reused": f"{report['reused_frame_pairs']['p50']:.0f} of a request's",
         "outside the engine": f"{report['outside_engine_share']['p50']:.1%} of the time",
         "peak memory": _size(report["peak_rss_bytes"]),
+        **_board(report["board"]),
     }.items():
         table.add_row(key, _plain(value))
     stages = Table("stage, ms", "p50", "p90", "p99", "max", "jitter", title="latency")

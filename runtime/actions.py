@@ -92,6 +92,27 @@ class Codebook:
         indices: NDArray[np.int64] = (squares - 2 * (poses * POSE_SCALE) @ points).argmin(axis=-1)
         return indices
 
+    def apart(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return how far apart actions [n] and [n] lead in one step, metres (as `nearest`)."""
+        points, _ = self._points
+        distances: NDArray[np.float64] = np.linalg.norm(
+            points[:, first] - points[:, second], axis=0
+        )
+        return distances
+
+    def deviation(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the standard deviation [n] of where an action leads, metres (as `nearest`).
+
+        `logits` [n, num_actions] are of a distribution over actions for each of n steps.
+        """
+        points, squares = self._points
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mean = weights @ points.T
+        variance = weights @ squares - (mean**2).sum(axis=-1)
+        deviations: NDArray[np.float64] = np.sqrt(np.maximum(variance, 0))
+        return deviations
+
     def decode(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Drive the actions one after another from the origin.
 

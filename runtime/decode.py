@@ -321,26 +321,35 @@ def _refine(
     codebook: Codebook,
 ) -> tuple[int, ...]:
     """Take the model's own choices after the refinement's passes over the draft."""
-    plan = [*draft[:count], *([0] * (count - len(draft)))]
-    guess = plan[:-1]
+    guess = [*draft, *([0] * count)][: count - 1]
     for _ in range(refinement.passes):
-        before = plan
         states = tape.look(_action_ids(grammar, guess))
         logits = tape.engine.action_logits(states)
         for row in logits:
             require_usable(row, "action")
-        plan = logits.argmax(-1).tolist()
-        if plan[:-1] == guess or _moved(codebook, before, plan) <= refinement.tolerance:
+        *own, last = logits.argmax(-1).tolist()
+        if _settled(codebook, guess, own, logits[:-1], refinement):
             break
-        guess = corrected(codebook, guess, plan[:-1])
-    tape.write(*_action_ids(grammar, plan))
-    return tuple(plan)
+        guess = corrected(codebook, guess, own)
+    tape.write(*_action_ids(grammar, [*own, last]))
+    return (*own, last)
 
 
-def _moved(codebook: Codebook, before: Sequence[int], after: Sequence[int]) -> float:
-    """Return how far apart the farthest two poses of two plans are, m."""
-    plans = [codebook.decode(np.array(indices, np.int64)) for indices in (before, after)]
-    return float(np.hypot(*(plans[0] - plans[1])[:, :2].T).max())
+def _settled(
+    codebook: Codebook,
+    guess: Sequence[int],
+    own: Sequence[int],
+    logits: Float,
+    refinement: Refinement,
+) -> bool:
+    """Whether what the model chose, by its logits [n, num_actions], is near what it was given."""
+    given, chosen = (np.array(indices, np.int64) for indices in (guess, own))
+    moved = codebook.decode(given) - codebook.decode(chosen)
+    steps = codebook.apart(given, chosen)
+    return bool(
+        np.hypot(*moved[:, :2].T).max() <= refinement.tolerance
+        or (steps <= refinement.certainty * codebook.deviation(logits)).all()
+    )
 
 
 def _action_ids(grammar: Grammar, indices: Sequence[int] | TokenIds) -> list[int]:

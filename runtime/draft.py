@@ -53,17 +53,23 @@ class Refinement:
 
     Attributes:
         passes: Most passes over the plan, from 1 on.
-        tolerance: Metres; no further pass once one has moved no pose of the plan by more.
+        tolerance: Metres; no further pass once the plan that one was given and the plan that it
+            chose are nowhere farther apart.
+        certainty: No further pass once no step of them is farther apart than so many standard
+            deviations of the model's own distribution over that step: what is left to change is
+            less than what the model can tell apart. 0 asks for equal steps.
     """
 
     passes: int
     tolerance: float = 0.0
+    certainty: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.passes < 1 or not 0 <= self.tolerance < math.inf:
+        limits = (self.tolerance, self.certainty)
+        if self.passes < 1 or not all(0 <= limit < math.inf for limit in limits):
             raise InputError(
-                "refinement: expected one pass or more and a tolerance from 0 m on, got "
-                f"{self.passes} and {self.tolerance}."
+                "refinement: expected one pass or more, a tolerance from 0 m on and a certainty "
+                f"from 0 on, got {self.passes}, {self.tolerance} and {self.certainty}."
             )
 
 

@@ -75,14 +75,27 @@ def test_a_refinement_takes_the_passes_it_is_given(invoke, demo):
     assert whole["action_tokens"] == exact["action_tokens"]
     near = invoke.json(*words, "--decode", "refine:10:50")
     assert near["forward_passes"] <= whole["forward_passes"]
+    sure = invoke.json(*words, "--decode", "refine:10:auto")
+    assert sure["forward_passes"] < whole["forward_passes"]
 
 
 @pytest.mark.parametrize(
-    "value", ["refine", "refine:0", "refine:x", "refine:2:-1", "refine:2:nan", "fast", ""]
+    "value",
+    [
+        "refine",
+        "refine:0",
+        "refine:x",
+        "refine:2:-1",
+        "refine:2:nan",
+        "refine:auto",
+        "refine:2:auto:1",
+        "fast",
+        "",
+    ],
 )
 def test_another_way_to_decode_is_wrong_usage(invoke, demo, value):
     words = ("plan", "--frames", FRAMES, "--engine", demo.engine, "--decode", value)
-    assert "expected exact or refine:K[:CM]" in invoke.refused(2, *words)
+    assert "expected exact, refine:K, refine:K:CM or refine:K:auto" in invoke.refused(2, *words)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,19 @@ def test_the_nearest_action_to_an_actions_pose_is_itself(actions):
     assert CODEBOOK.nearest(STEPS[actions]).tolist() == actions.tolist()
 
 
+@quick
+@given(indices.filter(len), st.integers(0, 2**32 - 1))
+def test_the_deviation_is_that_of_drawn_actions(actions, seed):
+    poses = STEPS[actions]
+    book = Codebook(contour.pose_to_corners(poses).astype(np.float32))
+    logits = np.random.default_rng(seed).normal(0, 3, (1, len(poses)))
+    weights = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    scaled = book.poses * [1, 1, contour.CORNER_RADIUS]
+    expected = np.sqrt((weights @ (scaled - weights @ scaled) ** 2).sum())
+    assert book.deviation(logits) == pytest.approx([expected], abs=1e-4)
+    assert book.deviation(np.array([[0.0] + [-900.0] * (len(poses) - 1)])) == pytest.approx([0])
+
+
 def test_a_radian_of_heading_counts_as_what_it_moves_the_corners():
     poses = [[1.0, 0.0, 0.0], [1.2, 0.0, 0.0], [1.0, 0.0, 0.1]]
     book = Codebook(contour.pose_to_corners(poses).astype(np.float32))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from autovla_rt.kernels.contour import pose_to_corners
 from autovla_rt.runtime.actions import Codebook
-from autovla_rt.runtime.decode import decode
-from autovla_rt.runtime.draft import NO_DRAFT, Draft, continuation, corrected
+from autovla_rt.runtime.decode import _settled, decode
+from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement, continuation, corrected
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.tape import Guess
 from autovla_rt.runtime.trace import Trace
@@ -254,3 +255,20 @@ def test_corrections_find_the_plan_of_a_sluggish_model_sooner(fake_engine, cot_g
 )
 def test_a_continuation_is_what_followed_the_like(texts, written, expected):
     assert continuation(texts, written, 2) == expected[:2]
+
+
+@pytest.mark.parametrize(
+    ("doubt", "certainty", "settled"),
+    [([], 9, False), ([1], 2.5, True), ([1], 1.5, False), ([2], 1, True)],
+)
+def test_a_step_within_the_models_doubt_is_settled(doubt, certainty, settled):
+    """Given action 1, the model chooses action 0, 0.3 m away, and doubts between it and another."""
+    poses = [[4.0, 0, 0], [4.3, 0, 0], [6.0, 0, 0]]
+    codebook = Codebook(pose_to_corners(np.array(poses)).astype(np.float32))
+    logits = np.full((1, 3), -50.0, np.float32)
+    logits[0, [0, *doubt]] = 0
+    ask = partial(_settled, codebook, [1], [0], logits)
+    assert ask(Refinement(3, certainty=certainty)) is settled
+    assert ask(Refinement(3)) is False
+    assert ask(Refinement(3, tolerance=0.31)) is True
+    assert _settled(codebook, [0], [0], logits, Refinement(3)) is True

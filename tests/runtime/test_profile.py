@@ -112,7 +112,11 @@ def test_a_refinement_is_measured_as_one(bundle, request_):
     measured = profile(bundle, request_, settings)
     assert all(one.plan.forward_passes <= 2 for one in measured)
     report = summary(measured, bundle, settings)
-    assert report["protocol"]["refinement"] == {"passes": 2, "tolerance": 0.1}
+    assert report["protocol"]["refinement"] == {
+        "passes": 2,
+        "tolerance": 0.1,
+        "certainty": 0.0,
+    }
 
 
 def test_moving_frames_move_on_by_one_and_are_never_equal(request_):

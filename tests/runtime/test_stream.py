@@ -166,7 +166,9 @@ def test_a_refinement_is_greedy(planner, asked, sampling):
         planner.plan(asked[0][0], sampling=sampling, refinement=Refinement(2))
 
 
-@pytest.mark.parametrize(("passes", "tolerance"), [(0, 0.0), (2, -0.1), (2, float("nan"))])
-def test_an_impossible_refinement_is_refused(passes, tolerance):
-    with pytest.raises(InputError, match="one pass or more and a tolerance from 0 m"):
-        Refinement(passes, tolerance)
+@pytest.mark.parametrize(
+    "of", [(0, 0.0), (2, -0.1), (2, float("nan")), (2, 0.0, -1.0), (2, 0.0, float("inf"))]
+)
+def test_an_impossible_refinement_is_refused(of):
+    with pytest.raises(InputError, match="one pass or more, a tolerance from 0 m"):
+        Refinement(*of)
