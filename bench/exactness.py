@@ -2,11 +2,12 @@
 
     python bench/exactness.py CHECKPOINT OUT.jsonl --precision int8 --drives 13
 
-Plans the requests of drives through the miniature's world (the plain model drives), fast and slow,
-with every speed-up alone and with all of them, and compares what was answered with what the plain
-decoder answers: no prefix, no drafts, no cache, a pass for every token that is chosen. A difference
-is counted as a tie where the two best logits lie within 1e-4 of each other. Every drive is one
-line of OUT.jsonl; a run that was stopped goes on where it was.
+Answers the requests of drives through the miniature's world (the plain model drives), fast and
+slow, with every speed-up alone and with all of them, and compares what was said with what the plain
+decoder says: no prefix, no drafts, a pass for every token that is chosen. Features of frames that
+were seen before are compared bit for bit. A difference is counted as a tie where the two best
+logits lie within 1e-4 of each other. Every drive is one line of OUT.jsonl; a run that was stopped
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -32,17 +33,18 @@ from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.output_file import write_file
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 from autovla_rt.runtime.camera_encoder import Seen
-from autovla_rt.runtime.decode import Decoded, Mode, draft_from
+from autovla_rt.runtime.decode import Decoded, Mode
 from autovla_rt.runtime.draft import NO_DRAFT, Draft
-from autovla_rt.runtime.motion import carried_on
-from autovla_rt.runtime.planner import Planner
+from autovla_rt.runtime.planner import Planner, Prompted
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.stream import Stream
+from autovla_rt.runtime.trace import Trace
 
 FIRST_SEED = 2_800_000_000
 TIE = 1e-4
 MODES: tuple[Mode, ...] = ("fast", "slow")
+WAYS = ("prefix", "folded", "drafts", "all")
 
 
 class MarginSampler(Sampler):
@@ -66,65 +68,63 @@ class MarginSampler(Sampler):
         return super().choose(logits, candidate_ids, history, stage=stage)
 
 
+class BehindStream(Stream):
+    """A stream whose drafts ride with the passes behind the prefill only."""
+
+    def _draft(self, request: Request, time: float) -> Draft:
+        return replace(super()._draft(request, time), in_prefill=False)
+
+
 class Comparison:
     """One bundle, plain and with speed-ups, asked the requests of one drive."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        vision = OrtVision(bundle, 1)
-        self.plain = Planner(bundle, vision, OrtLanguage(bundle, 1, use_prefix=False))
-        self.fast = Planner(bundle, vision, OrtLanguage(bundle, 1))
-        self._dt = bundle.manifest.actions.dt
+    def __init__(self, bundle: Bundle, *, threads: int, thinking_token_budget: int) -> None:
+        vision = OrtVision(bundle, threads)
+        self.plain = Planner(bundle, vision, OrtLanguage(bundle, threads, use_prefix=False))
+        self.prefixed = Planner(bundle, vision, OrtLanguage(bundle, threads))
+        self._budget = thinking_token_budget
         self.begin()
 
     def begin(self) -> None:
         """Begin another drive."""
         self._seen = Seen(12)
-        self._streams = {mode: Stream(self.fast) for mode in MODES}
-        self._last: dict[Mode, tuple[float, Decoded]] = {}
+        self._drafts = {mode: BehindStream(self.plain) for mode in MODES}
+        self._all = {mode: Stream(self.prefixed) for mode in MODES}
 
     def ask(self, request: Request, time: float) -> dict[str, Any]:
         """Answer a request in every way; say what each cost, and where one differs."""
-        record: dict[str, Any] = {}
+        prompted = self.plain.encode(request)
+        seen = self.prefixed.encode(request, seen=self._seen)
+        record: dict[str, Any] = {
+            "features": {"same": bool(np.array_equal(prompted.embeddings, seen.embeddings))}
+        }
         for mode in MODES:
-            prompted = self.plain.encode(request)
             sampler = MarginSampler()
-            plain = self.plain.answer(prompted, sampler=sampler, mode=mode)
+            options = {"mode": mode, "thinking_token_budget": self._budget}
+            plain = self.plain.answer(prompted, sampler=sampler, **options)
             start = len(prompted.ids)
             record[mode] = {"plain": {"passes": plain.forward_passes}}
-            for name, other in self._others(request, mode, time):
+            for name, other in self._others(prompted, seen, request, mode, time):
                 record[mode][name] = {
                     "passes": other.forward_passes,
                     **_difference(plain.output_ids, other.output_ids, start, sampler.margins),
                 }
-            plan = self._streams[mode].plan(request, time=time, mode=mode)
-            same = tuple(plan.action_tokens) == plain.action_ids and (
-                plan.reasoning == plain.reasoning
-            )
-            record[mode]["all"] = {"passes": plan.forward_passes, "same": same}
-            self._last[mode] = time, plain
             record[mode]["p_slow"] = plain.p_slow
             record[mode]["trajectory"] = self.plain.trajectory(plain)
         return record
 
-    def _others(self, request: Request, mode: Mode, time: float) -> Iterator[tuple[str, Decoded]]:
-        """Answer with one speed-up at a time."""
-        draft = self._draft(request, mode, time)
-
-        def answer(planner: Planner, draft: Draft, seen: Seen | None = None) -> Decoded:
-            prompted = planner.encode(request, seen=seen)
-            return planner.answer(prompted, sampler=Sampler(Sampling()), mode=mode, draft=draft)
-
-        yield "prefix", answer(self.fast, NO_DRAFT)
-        yield "cache", answer(self.plain, NO_DRAFT, self._seen)
-        yield "folded", answer(self.plain, Draft(mode=mode, reasoning_ahead=0))
-        yield "drafts", answer(self.plain, replace(draft, in_prefill=False))
-
-    def _draft(self, request: Request, mode: Mode, time: float) -> Draft:
-        if mode not in self._last:
-            return self.plain.draft(request)
-        before, decoded = self._last[mode]
-        likely = carried_on(self.plain.trajectory(decoded), self._dt, time - before)
-        return draft_from(decoded, self.plain.actions_of(likely))
+    def _others(
+        self, prompted: Prompted, seen: Prompted, request: Request, mode: Mode, time: float
+    ) -> Iterator[tuple[str, Decoded]]:
+        """Answer with one speed-up at a time, and with all."""
+        options: dict[str, Any] = {"mode": mode, "thinking_token_budget": self._budget}
+        options["sampler"] = Sampler(Sampling())
+        folded = Draft(mode="slow" if mode == "slow" else "fast", reasoning_ahead=0)
+        streamed = {"request": request, "time": time, "trace": Trace()}
+        yield "prefix", self.prefixed.answer(seen, draft=NO_DRAFT, **options)
+        yield "folded", self.plain.answer(prompted, draft=folded, **options)
+        yield "drafts", self._drafts[mode].answer(prompted, **streamed, **options)
+        yield "all", self._all[mode].answer(seen, **streamed, **options)
 
 
 def _difference(
@@ -158,55 +158,70 @@ class Comparing:
         return Decision(trajectory, 0.0)
 
 
-def compare_drive(comparison: Comparison, seed: int) -> list[dict[str, Any]]:
+def compare_drive(comparison: Comparison, seconds: float, seed: int) -> list[dict[str, Any]]:
     """Compare at every tick of a drive."""
     comparison.begin()
     driver = Comparing(comparison)
-    for _ in Drive(draw_drive_world(seed), driver, DriveSettings(latency_ms=0.0)):
+    for _ in Drive(draw_drive_world(seed), driver, DriveSettings(seconds, latency_ms=0.0)):
         pass
     return driver.records
 
 
 def report(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Count differences, ties and passes by speed-up."""
-    table: dict[str, Any] = {}
+    table: dict[str, Any] = {
+        "requests": len(records),
+        "features different": sum(not record["features"]["same"] for record in records),
+    }
     for mode in MODES:
-        for name in ("plain", "prefix", "cache", "folded", "drafts", "all"):
+        for name in ("plain", *WAYS):
             found = [r[mode][name] for r in records]
             passes = [f["passes"] for f in found]
-            different = [f for f in found if not f.get("same", True)]
-            ties = [f for f in different if (f.get("margin") or 1.0) < TIE]
+            margins = [f["margin"] for f in found if not f.get("same", True)]
             table[f"{mode}, {name}"] = {
-                "different": len(different),
-                "of them ties": len(ties),
+                "different": len(margins),
+                "ties": [margin for margin in margins if margin is not None and margin < TIE],
                 "passes": dict(sorted(Counter(passes).items())),
                 "mean passes": float(np.mean(passes)),
             }
-    return {"requests": len(records), **table}
+    return table
+
+
+def run(comparison: Comparison, out: Path, *, drives: int, seconds: float) -> dict[str, Any]:
+    """Compare in so many drives, those that are not in `out` yet; return the report."""
+    done = list(read(out)) if out.exists() else []
+    write_file(out, "".join(json.dumps(line) + "\n" for line in done).encode())
+    with out.open("a", encoding="utf-8") as file:
+        for seed in range(FIRST_SEED + len(done), FIRST_SEED + drives):
+            line = {"seed": seed, "requests": compare_drive(comparison, seconds, seed)}
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+    return report([r for line in read(out) for r in line["requests"]])
 
 
 def main() -> None:
     """Read the arguments, compare, print the report as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="or an engine, for any frame size")
     parser.add_argument("out", type=Path)
     parser.add_argument("--precision", default="int8")
-    parser.add_argument("--drives", type=int, default=15)
+    parser.add_argument("--drives", type=int, default=13)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--thinking-token-budget", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    done = list(read(arguments.out)) if arguments.out.exists() else []
-    write_file(arguments.out, "".join(json.dumps(line) + "\n" for line in done).encode())
     with tempfile.TemporaryDirectory() as scratch:
-        engine = Path(scratch) / "engine"
-        build_world_engine(arguments.checkpoint, engine, arguments.precision)
-        comparison = Comparison(load_bundle(engine))
-        with arguments.out.open("a", encoding="utf-8") as file:
-            for index in range(len(done), arguments.drives):
-                seed = FIRST_SEED + index
-                line = {"seed": seed, "requests": compare_drive(comparison, seed)}
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-    records = [r for line in read(arguments.out) for r in line["requests"]]
-    print(json.dumps(report(records), indent=1))
+        engine = arguments.checkpoint
+        if not (engine / "engine.json").exists():
+            engine = Path(scratch) / "engine"
+            build_world_engine(arguments.checkpoint, engine, arguments.precision)
+        comparison = Comparison(
+            load_bundle(engine),
+            threads=arguments.threads,
+            thinking_token_budget=arguments.thinking_token_budget,
+        )
+        table = run(comparison, arguments.out, drives=arguments.drives, seconds=arguments.seconds)
+    print(json.dumps(table, indent=1))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,14 @@ from autovla_rt.runtime.deadline import Deadline
 from autovla_rt.runtime.decode import Decoded, Mode, draft_from
 from autovla_rt.runtime.draft import REASONING_AHEAD, Draft, Refinement
 from autovla_rt.runtime.draft_length import DraftLength
-from autovla_rt.runtime.motion import Poses, carried_on
-from autovla_rt.runtime.planner import DEFAULT_THINKING_TOKEN_BUDGET, GREEDY, Plan, Planner
+from autovla_rt.runtime.motion import carried_on
+from autovla_rt.runtime.planner import (
+    DEFAULT_THINKING_TOKEN_BUDGET,
+    GREEDY,
+    Plan,
+    Planner,
+    Prompted,
+)
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.trace import Trace
@@ -31,7 +38,6 @@ class _Last:
 
     time: float
     decoded: Decoded
-    trajectory: Poses
 
 
 class Stream:
@@ -102,26 +108,46 @@ class Stream:
         self._require_later(time)
         trace = trace or Trace()
         prompted = self._planner.encode(request, trace, self.seen)
+        decoded = self.answer(
+            prompted,
+            request,
+            time=time,
+            sampler=Sampler(sampling),
+            mode=mode,
+            thinking_token_budget=thinking_token_budget,
+            refinement=refinement,
+            deadline=deadline,
+            trace=trace,
+        )
+        return self._planner.assemble(decoded, trace)
+
+    def answer(
+        self, prompted: Prompted, request: Request, *, time: float, trace: Trace, **options: Any
+    ) -> Decoded:
+        """Answer the request that the planner has encoded last, as `plan` does.
+
+        Args:
+            prompted: What `Planner.encode` returned.
+            request: What it was of.
+            time: As for `plan`.
+            trace: Receives the spans draft and those of the decoding.
+            options: As for `Planner.answer`, but the draft, which is the stream's.
+
+        Raises:
+            InputError: as for `plan`.
+            CapacityError: prompt and answer do not fit the KV cache.
+        """
+        self._require_later(time)
         with trace.span("draft"):
             draft = replace(
                 self._draft(request, time),
                 actions_ahead=self._actions_ahead.choose(),
                 reasoning_ahead=self._reasoning_ahead.choose(),
             )
-        decoded = self._planner.answer(
-            prompted,
-            sampler=Sampler(sampling),
-            mode=mode,
-            thinking_token_budget=thinking_token_budget,
-            trace=trace,
-            draft=draft,
-            refinement=refinement,
-            deadline=deadline,
-        )
-        plan = self._planner.assemble(decoded, trace)
-        self._last = _Last(time, decoded, np.array(plan.trajectory))
+        decoded = self._planner.answer(prompted, trace=trace, draft=draft, **options)
+        self._last = _Last(time, decoded)
         self._learn(decoded)
-        return plan
+        return decoded
 
     def reset(self) -> None:
         """Forget the last plan: the next request may have any time."""
@@ -148,5 +174,6 @@ class Stream:
         last = self._last
         if last is None or time - last.time >= self._steps * self._dt:
             return self._planner.draft(request)
-        likely = carried_on(last.trajectory, self._dt, time - last.time)
+        before = self._planner.trajectory(last.decoded)
+        likely = carried_on(before, self._dt, time - last.time)
         return draft_from(last.decoded, self._planner.actions_of(likely))
