@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -25,6 +26,7 @@ import numpy as np
 from bootstrap import difference_interval, mean_interval, ratio_interval
 from numpy.typing import NDArray
 
+from autovla_rt.cli_options import EXACT, read_decode
 from autovla_rt.cli_world import require_world_layout
 from autovla_rt.demo.drive import Drive, DriveSettings, draw_drive_world
 from autovla_rt.demo.drivers import (
@@ -43,6 +45,7 @@ from autovla_rt.demo.scenes import Scene, record_scene
 from autovla_rt.kernels.contour import follow, roll_out
 from autovla_rt.output_file import write_file
 from autovla_rt.runtime.actions import Codebook
+from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.planner import Plan, Planner
 from autovla_rt.runtime.scene import Request
 
@@ -57,7 +60,7 @@ PROCESSES = 2
 
 def open_loop(engine: Path, seed: int) -> Record:
     """Plan one scene in every way that the report compares."""
-    planner, codebook = _engine(engine)
+    planner, codebook = load_engine(engine)
     scene = record_scene(seed)
     request = _request(scene)
     plan = planner.plan(request)
@@ -89,12 +92,14 @@ def open_loop(engine: Path, seed: int) -> Record:
     return record
 
 
-def closed_loop(engine: Path, latency_ms: float, seed: int) -> Record:
+def closed_loop(
+    engine: Path, latency_ms: float, refinement: Refinement | None, seed: int
+) -> Record:
     """Drive one world with every driver; every plan is applied `latency_ms` late."""
-    planner, _ = _engine(engine)
+    planner, _ = load_engine(engine)
     record: Record = {"seed": seed, "latency_ms": latency_ms, "drives": {}}
     for name, driver in (
-        ("model", ModelDriver(planner)),
+        ("model", ModelDriver(planner, refinement=refinement)),
         ("expert", ExpertDriver()),
         ("constant velocity", ConstantVelocityDriver()),
     ):
@@ -110,6 +115,10 @@ def _thinking(plans: list[Plan]) -> Record:
         return {}
     return {
         "slow_share": float(np.mean([plan.mode == "slow" for plan in plans])),
+        "forward_passes": float(np.mean([plan.forward_passes for plan in plans])),
+        "passes_of_fast_plans": dict(
+            Counter(str(plan.forward_passes) for plan in plans if plan.mode == "fast")
+        ),
         "thinking_tokens": float(np.mean([plan.thinking_tokens for plan in plans])),
     }
 
@@ -301,7 +310,7 @@ def _with_frames(request: Request, other: Scene) -> Request:
 _ENGINES: dict[Path, tuple[Planner, Codebook]] = {}
 
 
-def _engine(folder: Path) -> tuple[Planner, Codebook]:
+def load_engine(folder: Path) -> tuple[Planner, Codebook]:
     """Load an engine once a process, with one thread."""
     if folder not in _ENGINES:
         planner = Planner.load(folder, threads=1)
@@ -322,6 +331,7 @@ def main() -> None:
         command.add_argument("out", type=Path)
         command.add_argument(f"--{unit}", dest="count", type=int, default=count)
     command.add_argument("--latency-ms", type=float, default=0.0)
+    command.add_argument("--decode", type=read_decode, default=EXACT)
     commands.add_parser("report").add_argument("out", type=Path, nargs="+")
     comparison = commands.add_parser("compare")
     comparison.add_argument("before", type=Path)
@@ -335,7 +345,7 @@ def main() -> None:
         return
     work = partial(open_loop, arguments.engine)
     if arguments.command == "closed":
-        work = partial(closed_loop, arguments.engine, arguments.latency_ms)
+        work = partial(closed_loop, arguments.engine, arguments.latency_ms, arguments.decode)
     run(work, range(FIRST_SEED, FIRST_SEED + arguments.count), arguments.out)
     print(json.dumps(report([arguments.out]), indent=1))
 
