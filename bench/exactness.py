@@ -2,12 +2,12 @@
 
     python bench/exactness.py CHECKPOINT OUT.jsonl --precision int8 --drives 13
 
-Answers the requests of drives through the miniature's world (the plain model drives), fast and
-slow, with every speed-up alone and with all of them, and compares what was said with what the plain
-decoder says: no prefix, no drafts, a pass for every token that is chosen. Features of frames that
-were seen before are compared bit for bit. A difference is counted as a tie where the two best
-logits lie within 1e-4 of each other. Every drive is one line of OUT.jsonl; a run that was stopped
-goes on where it was.
+Answers the requests of drives through the miniature's world (the plain model drives; an engine for
+other frames gets noise), fast and slow, with every speed-up alone and with all of them, and
+compares what was said with what the plain decoder says: no prefix, no drafts, a pass for every
+token that is chosen. Features of frames that were seen before are compared bit for bit. A
+difference is counted as a tie where the two best logits lie within 1e-4 of each other. Every drive
+is one line of OUT.jsonl; a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from miniature import read
+from noise import noise_requests, sees_the_world
 from numpy.typing import NDArray
 
 from autovla_rt.bundle import Bundle, load_bundle
@@ -43,6 +45,7 @@ from autovla_rt.runtime.trace import Trace
 
 FIRST_SEED = 2_800_000_000
 TIE = 1e-4
+TICK = 0.5
 MODES: tuple[Mode, ...] = ("fast", "slow")
 WAYS = ("prefix", "folded", "drafts", "all")
 
@@ -167,6 +170,17 @@ def compare_drive(comparison: Comparison, seconds: float, seed: int) -> list[dic
     return driver.records
 
 
+def compare_noise(comparison: Comparison, seconds: float, seed: int) -> list[dict[str, Any]]:
+    """Compare with requests of noise, every 0.5 s."""
+    comparison.begin()
+    asked = enumerate(islice(noise_requests(seed), round(seconds / TICK)))
+    records = [comparison.ask(request, TICK * tick) for tick, request in asked]
+    for record in records:
+        for mode in MODES:
+            del record[mode]["trajectory"]
+    return records
+
+
 def report(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Count differences, ties and passes by speed-up."""
     table: dict[str, Any] = {
@@ -191,9 +205,10 @@ def run(comparison: Comparison, out: Path, *, drives: int, seconds: float) -> di
     """Compare in so many drives, those that are not in `out` yet; return the report."""
     done = list(read(out)) if out.exists() else []
     write_file(out, "".join(json.dumps(line) + "\n" for line in done).encode())
+    compare = compare_drive if sees_the_world(comparison.plain.bundle) else compare_noise
     with out.open("a", encoding="utf-8") as file:
         for seed in range(FIRST_SEED + len(done), FIRST_SEED + drives):
-            line = {"seed": seed, "requests": compare_drive(comparison, seconds, seed)}
+            line = {"seed": seed, "requests": compare(comparison, seconds, seed)}
             file.write(json.dumps(line) + "\n")
             file.flush()
     return report([r for line in read(out) for r in line["requests"]])
