@@ -18,16 +18,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+from drive_requests import TICK, drive_requests
 from noise import noise_requests, sees_the_world
 
 from autovla_rt.bundle import Bundle, load_bundle
 from autovla_rt.config import VisionGeometry
-from autovla_rt.demo.drive import Drive, DriveSettings, draw_drive_world
-from autovla_rt.demo.drivers import Decision, ExpertDriver, WorldCameras, request_of
 from autovla_rt.export.passes.static_windows import static_windows
 from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
@@ -39,7 +37,6 @@ from autovla_rt.runtime.trace import Trace
 
 BFLOAT16_BYTES = 2
 SEED = 2_900_000_000
-TICK = 0.5
 
 
 @dataclass
@@ -225,27 +222,9 @@ def official(costs: Costs, bundle: Bundle, prompt_tokens: int, answer_tokens: in
     return ledger
 
 
-class Recording:
-    """The expert drives; what a model would be asked is kept."""
-
-    def __init__(self) -> None:
-        self._expert, self._cameras = ExpertDriver(), WorldCameras()
-        self.request: Request | None = None
-
-    def decide(self, moments: Any) -> Decision:
-        """Return the expert's plan."""
-        self.request = request_of(moments[-1], self._cameras.look(moments))
-        return self._expert.decide(moments)
-
-
 def requests(bundle: Bundle) -> Iterator[Request]:
-    """Yield requests 0.5 s apart that suit the bundle's cameras."""
-    if not sees_the_world(bundle):
-        yield from noise_requests(0)
-    recording = Recording()
-    for _ in Drive(draw_drive_world(SEED), recording, DriveSettings(latency_ms=0.0)):
-        assert recording.request is not None
-        yield recording.request
+    """Return requests 0.5 s apart that suit the bundle's cameras."""
+    return drive_requests(SEED) if sees_the_world(bundle) else noise_requests(0)
 
 
 def main() -> None:

@@ -62,12 +62,12 @@ def open_loop(engine: Path, seed: int) -> Record:
     """Plan one scene in every way that the report compares."""
     planner, codebook = load_engine(engine)
     scene = record_scene(seed)
-    request = _request(scene)
+    request = scene_request(scene)
     plan = planner.plan(request)
     tokens = follow(codebook.corners, scene.trajectory)
     plans = {"model": plan, **{m: planner.plan(request, mode=m) for m in ("fast", "slow")}}
     if scene.complex:
-        plans["blind"] = planner.plan(_request(scene, blind=True))
+        plans["blind"] = planner.plan(scene_request(scene, blind=True))
         plans["shuffled"] = planner.plan(_with_frames(request, record_scene(seed + 500_000)))
     trajectories = {name: np.array(p.trajectory) for name, p in plans.items()}
     trajectories["constant velocity"] = constant_velocity(scene.now)
@@ -296,14 +296,15 @@ def _mention(scene: Scene, plan: Plan) -> Record:
     return {"kind": kind, "place": kind and near, "said": plan.reasoning, "true": narrate(scene)}
 
 
-def _request(scene: Scene, *, blind: bool = False) -> Request:
+def scene_request(scene: Scene, *, blind: bool = False) -> Request:
+    """Return what a car would ask in a scene."""
     drawn = render_moments(scene.moments, FRAME_WIDTH, FRAME_HEIGHT)
     return request_of(scene.now, drawn, blind=blind)
 
 
 def _with_frames(request: Request, other: Scene) -> Request:
     """Return a request with the numbers of one scene and the frames of another."""
-    frames = _request(other).frames
+    frames = scene_request(other).frames
     return Request(frames, request.velocity, request.acceleration, request.instruction)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,6 +54,7 @@ def patch_levels(frames: NDArray[np.uint8], vision: VisionGeometry) -> NDArray[n
     return np.ascontiguousarray(blocks).reshape(count // clip, -1, vision.patch_width)
 
 
+@cache
 def normalised_levels(preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Return the value of every uint8 level in every channel, [3, 256].
 

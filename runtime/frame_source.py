@@ -108,7 +108,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _read_file(path: Path, name: str) -> bytes:

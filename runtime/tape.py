@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,8 @@ class Tape:
         self.engine = engine
         self.ids = [int(i) for i in prompt_ids]
         self.passes = 0
-        self._guesses: list[Guess] = []
+        self._guessed: list[tuple[int, int]] = []
+        self._right: list[int] = []
         self._prompt_length = len(self.ids)
         self._passed = self.ids[: engine.length]
         self._agreed = engine.length
@@ -69,8 +70,7 @@ class Tape:
             self.ids.append(token_id)
             if self._agreed == position < len(self._passed) and self._passed[position] == token_id:
                 self._agreed += 1
-                guess = self._guesses[-1]
-                self._guesses[-1] = replace(guess, right=guess.right + 1)
+                self._right[-1] += 1
 
     def prefill(self, prompt_embeddings: Float, guess: Sequence[int] = ()) -> None:
         """Pass the rest of the prompt, all that was written behind it, and a guess.
@@ -126,7 +126,8 @@ class Tape:
     @property
     def guesses(self) -> tuple[Guess, ...]:
         """What was guessed, by pass; a pass without a guess has none."""
-        return tuple(guess for guess in self._guesses if guess.count)
+        guessed = zip(self._guessed, self._right, strict=True)
+        return tuple(Guess(start, count, right) for (start, count), right in guessed if count)
 
     def ahead(self) -> Float:
         """Return the final states [n, hidden] of the ids that were guessed behind the last one."""
@@ -152,4 +153,5 @@ class Tape:
         self._passed = [*self.ids, *guess]
         self._agreed, self._first = len(self.ids), len(self.ids) - 1
         self.passes += 1
-        self._guesses.append(Guess(len(self.ids), len(guess), 0))
+        self._guessed.append((len(self.ids), len(guess)))
+        self._right.append(0)
