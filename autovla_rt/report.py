@@ -184,6 +184,7 @@ def print_profile(report: dict[str, Any]) -> None:
             f"{report['accepted_tokens']} of {report['drafted_tokens']} tokens accepted"
             + ("" if acceptance is None else f" ({acceptance:.0%})")
         ),
+        "tokens reused": f"{report['reused_tokens']['p50']:.0f} of the prompt's",
         "frame pairs reused": f"{report['reused_frame_pairs']['p50']:.0f} of a request's",
         "outside the engine": f"{report['outside_engine_share']['p50']:.1%} of the time",
         "peak memory": _size(report["peak_rss_bytes"]),

@@ -55,7 +55,7 @@ class CameraEncoder:
 
         Args:
             frames: The four frames of each camera, oldest first.
-            trace: Receives the spans preprocess and vision.
+            trace: Receives the spans image_decode, preprocess and vision.
             seen: Knows frames and pairs, and gets to know these.
 
         Raises:
@@ -64,9 +64,11 @@ class CameraEncoder:
         keys: dict[str, list[Hashable]] = {}
         known: dict[Hashable, Float] = {}
         new: dict[tuple[int, int], dict[Hashable, NDArray[np.uint8]]] = {}
-        with trace.span("preprocess"):
-            for camera in self._cameras:
-                resized = self._frames.resized(frames[camera.name], camera, seen.frames)
+        for camera in self._cameras:
+            resized = self._frames.resized(
+                frames[camera.name], camera, trace=trace, seen=seen.frames
+            )
+            with trace.span("preprocess"):
                 for pair in zip(resized[::2], resized[1::2], strict=True):
                     key: Hashable = tuple(frame.digest for frame in pair)
                     keys.setdefault(camera.name, []).append(key)
@@ -75,6 +77,7 @@ class CameraEncoder:
                         new.setdefault(camera.grid[1:], {})[key] = self._frames.levels(pair)
                     else:
                         known[key] = features
+        with trace.span("preprocess"):
             patches = {
                 grid: self._frames.normalise(np.concatenate(list(pairs.values())))
                 for grid, pairs in new.items()

@@ -17,6 +17,7 @@ from autovla_rt.kernels.patchify import normalise, patch_levels
 from autovla_rt.kernels.resize import smart_resize, video_grid
 from autovla_rt.runtime.content_cache import ContentCache
 from autovla_rt.runtime.frame_source import Frame, FrameSource, describe, open_frame
+from autovla_rt.runtime.trace import Trace
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,12 +68,16 @@ class FramePreprocessor:
         self,
         frames: Sequence[Frame],
         camera: Camera,
+        *,
+        trace: Trace | None = None,
         seen: ContentCache[Resized] | None = None,
     ) -> list[Resized]:
         """Resize a camera's four frames, oldest first, 0.5 s apart, of one size.
 
         Each is resized once (PIL bicubic, to the size of `smart_resize`), those that were `seen`
         not at all; EXIF orientation is ignored with a warning, as the training code ignores it.
+        `trace` receives the spans image_decode (reading, and telling by content, too) and
+        preprocess.
 
         Raises:
             InputError: Not four frames, an unreadable or truncated file, an array or image of
@@ -83,14 +88,16 @@ class FramePreprocessor:
                 f"camera {camera.name}: expected {FRAMES_PER_CAMERA} frames, got {len(frames)}.\n"
                 "Give the last four frames at 2 Hz, oldest first."
             )
-        sources = [
-            open_frame(frame, describe(frame, camera.name, index))
-            for index, frame in enumerate(frames)
-        ]
+        trace = trace or Trace()
         seen = ContentCache[Resized](0) if seen is None else seen
-        known = {s.digest: frame for s in sources if (frame := seen.get(s.digest)) is not None}
-        new = {s.digest: s for s in sources if s.digest not in known}
-        images = dict(zip(new, self._each(_decode, new.values()), strict=True))
+        with trace.span("image_decode"):
+            sources = [
+                open_frame(frame, describe(frame, camera.name, index))
+                for index, frame in enumerate(frames)
+            ]
+            known = {s.digest: frame for s in sources if (frame := seen.get(s.digest)) is not None}
+            new = {s.digest: s for s in sources if s.digest not in known}
+            images = dict(zip(new, self._each(_decode, new.values()), strict=True))
         sizes = [(known.get(s.digest) or images[s.digest]).size for s in sources]
         width_height = self._resized_size(sizes, camera)
 
@@ -99,9 +106,10 @@ class FramePreprocessor:
             pixels = np.asarray(image.resize(width_height, BICUBIC))
             return Resized(digest, image.size, pixels)
 
-        for frame in self._each(resize, new):
-            known[frame.digest] = frame
-            seen.put(frame.digest, frame)
+        with trace.span("preprocess"):
+            for frame in self._each(resize, new):
+                known[frame.digest] = frame
+                seen.put(frame.digest, frame)
         return [known[source.digest] for source in sources]
 
     def _each(self, function: Callable[[Item], Result], items: Collection[Item]) -> list[Result]:

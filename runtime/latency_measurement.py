@@ -20,7 +20,7 @@ from autovla_rt.runtime.trace import Trace
 
 WARM_UP = 5
 THINKING_TOKENS = 24
-BEFORE_PREFILL = ("preprocess", "vision", "prompt", "draft")
+BEFORE_PREFILL = ("image_decode", "preprocess", "vision", "prompt", "draft")
 
 
 class ContrarySampler(Sampler):

@@ -204,8 +204,8 @@ class Planner:
     ) -> Prompted:
         """Encode a request for `answer`, which may be called several times.
 
-        `trace` receives the spans preprocess, vision and prompt. Frames that were `seen` are not
-        resized and encoded again.
+        `trace` receives the spans image_decode, preprocess, vision and prompt. Frames that were
+        `seen` are not resized and encoded again.
 
         Raises:
             InputError: a frame or value is unusable or does not fit the engine.
@@ -263,6 +263,19 @@ class Planner:
             codebook=self._codebook,
             deadline=deadline,
         )
+
+    def require_possible(self, mode: Mode, thinking_token_budget: int) -> None:
+        """Refuse what this engine cannot answer; cheap, so call it before any work.
+
+        Raises:
+            InputError: the mode is unknown or needs a chain of thought, or the budget is negative.
+        """
+        require_possible(self._grammar, mode, thinking_token_budget)
+
+    @property
+    def reused_tokens(self) -> int:
+        """Positions at the front of every prompt that were computed when the engine was built."""
+        return self._language.prefix_length
 
     def draft(self, request: Request) -> Draft:
         """Guess the plan of a request by itself: straight on at its speed.

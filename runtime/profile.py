@@ -65,7 +65,7 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class Measured:
-    """One request: its plan, the spans of its stages, the calls of its engines."""
+    """One request: its plan, the spans of its stages, the calls of its engines, what it reused."""
 
     plan: Plan
     spans: tuple[Span, ...]
@@ -73,6 +73,7 @@ class Measured:
     start_ns: int
     end_ns: int
     reused_pairs: int
+    reused_tokens: int
 
     @property
     def ms(self) -> float:
@@ -114,7 +115,8 @@ def profile(bundle: Bundle, request: Request, settings: ProfileSettings) -> list
         end = perf_counter_ns()
         if index >= settings.warm_up:
             reused = stream.seen.features.hits - hits
-            measured.append(Measured(plan, tuple(trace.spans), tuple(calls), start, end, reused))
+            spans, tokens = tuple(trace.spans), planner.reused_tokens
+            measured.append(Measured(plan, spans, tuple(calls), start, end, reused, tokens))
     return measured
 
 
@@ -183,6 +185,7 @@ def summary(
         "drafted_tokens": drafted,
         "accepted_tokens": accepted,
         "acceptance": accepted / drafted if drafted else None,
+        "reused_tokens": percentiles([m.reused_tokens for m in measured]),
         "reused_frame_pairs": percentiles([m.reused_pairs for m in measured]),
         "passes_ms": {rows: percentiles(of) for rows, of in sorted(by_rows.items())},
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

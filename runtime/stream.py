@@ -106,6 +106,7 @@ class Stream:
             CapacityError: prompt and answer do not fit the KV cache.
         """
         self._require_later(time)
+        self._planner.require_possible(mode, thinking_token_budget)
         trace = trace or Trace()
         prompted = self._planner.encode(request, trace, self.seen)
         decoded = self.answer(

@@ -65,6 +65,28 @@ def test_a_rebuilt_engine_forgets_what_was_measured_with_the_old_one(invoke, dem
     assert not (engine / "latency").exists()
 
 
+def test_a_boards_power_is_in_the_profile(invoke, demo, tmp_path, monkeypatch):
+    line = "RAM 1/2MB CPU [5%@700] GR3D_FREQ 12%@[1300,1300] cpu@52.5C VDD_GPU_SOC 5139mW/5000mW"
+    tool = tmp_path / "tegrastats"
+    tool.write_text(f"#!/bin/sh\nwhile :; do echo '{line}'; sleep 0.05; done\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    words = ("profile", "--frames", FRAMES, "--engine", demo.engine, *FAST)
+    board = invoke.json(*words, "--json")["board"]
+    assert board["milliwatts"] == {"VDD_GPU_SOC": [5139, 5139, 5139]}
+    assert board["values"]["gpu_mhz"] == [1300, 1300, 1300]
+    code, out, _ = invoke(*words)
+    assert code == 0
+    assert "VDD_GPU_SOC mW" in out
+    assert "unknown: nvpmodel is not installed" in out
+
+
+def test_another_machine_says_that_power_was_not_measured(invoke, demo):
+    words = ("profile", "--frames", FRAMES, "--engine", demo.engine, *FAST)
+    assert invoke.json(*words, "--json")["board"] is None
+    assert "there is no tegrastats here" in " ".join(invoke(*words)[1].split())
+
+
 def test_a_refinement_takes_the_passes_it_is_given(invoke, demo):
     words = ("plan", "--frames", FRAMES, "--engine", demo.engine, "--mode", "fast", "--json")
     exact = invoke.json(*words)

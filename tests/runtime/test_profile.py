@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from demo_engine import FRAMES
+from safetensors.numpy import load_file
 
 from autovla_rt.bundle import load_bundle
 from autovla_rt.config import CAMERAS
@@ -92,8 +93,19 @@ def test_the_summary_says_what_was_measured_and_how(bundle, measured):
     assert 0 < report["outside_engine_share"]["p50"] < 1
     assert report["accepted_tokens"] == sum(one.plan.accepted for one in measured)
     assert report["peak_rss_bytes"] > 50e6
-    stages = {"preprocess", "vision", "prompt", "draft", "prefill", "decision", "actions"}
+    stages = {
+        "image_decode",
+        "preprocess",
+        "vision",
+        "prompt",
+        "draft",
+        "prefill",
+        "decision",
+        "actions",
+    }
     assert stages < report["stages_ms"].keys()
+    prefix = load_file(bundle.path("prefix_kv.safetensors"))["key.0"].shape[1]
+    assert report["reused_tokens"]["p50"] == prefix > 0
 
 
 def test_a_stream_reuses_half_of_the_frames(bundle, request_):

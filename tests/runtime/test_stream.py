@@ -160,6 +160,13 @@ def test_ten_passes_of_refinement_are_exact_and_one_is_one(planner, asked):
     assert distance.max() < 3
 
 
+def test_a_mode_that_is_none_is_refused_before_any_work(planner, asked):
+    stream = Stream(planner)
+    with pytest.raises(InputError, match="mode must be auto, fast or slow, got 'deep'"):
+        stream.plan(asked[0][0], time=0.0, mode="deep")
+    assert len(stream.seen.frames) == 0
+
+
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(repetition_penalty=1.05)])
 def test_a_refinement_is_greedy(planner, asked, sampling):
     with pytest.raises(InputError, match="temperature 0 and repetition penalty 1"):
