@@ -29,7 +29,8 @@ from autovla_rt.demo.plan_score import PlanJudge
 from autovla_rt.demo.scenes import expert_plan
 from autovla_rt.demo.world import World
 from autovla_rt.runtime.camera_encoder import Seen
-from autovla_rt.runtime.decode import Decoded, Mode
+from autovla_rt.runtime.decode import Decoded
+from autovla_rt.runtime.decoding_options import Mode
 from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.sampling import Sampler, Sampling

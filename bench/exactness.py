@@ -35,7 +35,8 @@ from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.output_file import write_file
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 from autovla_rt.runtime.camera_encoder import Seen
-from autovla_rt.runtime.decode import Decoded, Mode
+from autovla_rt.runtime.decode import Decoded
+from autovla_rt.runtime.decoding_options import Mode
 from autovla_rt.runtime.draft import NO_DRAFT, Draft
 from autovla_rt.runtime.planner import Planner, Prompted
 from autovla_rt.runtime.sampling import Sampler, Sampling

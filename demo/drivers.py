@@ -18,7 +18,7 @@ from autovla_rt.demo.scenes import NUM_POSES, expert_plan
 from autovla_rt.demo.state import SPEED
 from autovla_rt.demo.tracking import DT
 from autovla_rt.demo.world import World
-from autovla_rt.runtime.decode import Mode
+from autovla_rt.runtime.decoding_options import Mode
 from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.planner import Plan, Planner
 from autovla_rt.runtime.scene import Request

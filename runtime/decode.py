@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autovla_rt.errors import CapacityError, InputError
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine
-from autovla_rt.runtime.deadline import Deadline
+from autovla_rt.runtime.decoding_options import BRANCHES, Decoding, DecodingOptions, Mode
 from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement, continuation, corrected
 from autovla_rt.runtime.grammar import Actions, Grammar, Literal
 from autovla_rt.runtime.reasoning import Free
@@ -21,12 +21,8 @@ from autovla_rt.runtime.sampling import Sampler, Sampling, require_usable
 from autovla_rt.runtime.tape import Guess, Tape
 from autovla_rt.runtime.trace import Trace
 
-Mode = typing.Literal["auto", "fast", "slow"]
 FinishReason = typing.Literal["stop", "thinking_budget", "capacity", "deadline"]
 TokenIds = NDArray[np.int64]
-
-BRANCHES = ("fast", "slow")
-"""The answers of a chain-of-thought checkpoint, in the order of the decision's candidates."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +85,10 @@ def decode(
     prompt_embeddings: Float,
     *,
     sampler: Sampler,
-    mode: Mode,
-    thinking_token_budget: int,
     trace: Trace,
     draft: Draft = NO_DRAFT,
-    refinement: Refinement | None = None,
     codebook: Codebook | None = None,
-    deadline: Deadline | None = None,
+    **options: typing.Unpack[DecodingOptions],
 ) -> Decoded:
     """Decode one answer under the grammar: always a whole one with exactly the grammar's actions.
 
@@ -105,20 +98,19 @@ def decode(
         prompt_ids: [p] ids of the whole prompt (visual tokens as their placeholder id).
         prompt_embeddings: [p - length, hidden] embeddings of the positions not held yet.
         sampler: Chooses among the legal candidates.
-        mode: "auto" lets the model decide; "fast" and "slow" force the branch.
-        thinking_token_budget: Most reasoning ids to generate before the reasoning is closed.
         trace: Receives the spans prefill, decision, reasoning and actions.
         draft: What the answer may be; it saves passes and changes nothing else.
-        refinement: Take the plan after so many passes over the draft; None is exact.
-        deadline: Closes the reasoning while there is time for the actions.
         codebook: What actions do: makes better guesses, and is needed for a refinement.
+        options: See `Decoding`.
 
     Raises:
-        InputError: The mode or the budget cannot be served by this grammar.
+        InputError: The mode, the budget or the refinement cannot be served.
         CapacityError: Prompt and shortest answer exceed the engine's positions (before any pass).
         BundleError: The engine returned unusable logits.
     """
-    require_possible(grammar, mode, thinking_token_budget)
+    how = Decoding(**options)
+    how.require_possible(grammar)
+    mode, refinement = how.mode, how.refinement
     if refinement is not None:
         _require_greedy(sampler.sampling)
         if codebook is None:
@@ -143,9 +135,7 @@ def decode(
             case Free():
                 spare = engine.capacity - len(prompt_ids) - needed[branch]
                 with trace.span("reasoning"):
-                    thoughts = _reason(
-                        tape, segment, sampler, thinking_token_budget, spare, draft, deadline
-                    )
+                    thoughts = _reason(tape, segment, sampler, how, spare, draft)
             case Actions(count):
                 with trace.span("actions"):
                     action_indices = (
@@ -242,16 +232,15 @@ def _reason(
     tape: Tape,
     free: Free,
     sampler: Sampler,
-    budget: int,
+    how: Decoding,
     spare: int,
     draft: Draft,
-    deadline: Deadline | None,
 ) -> _Thoughts:
     """Reason freely until the closing tag, the budget, the cache or the deadline ends it."""
-    start = len(tape.ids)
+    start, budget = len(tape.ids), how.thinking_token_budget
     finish_reason: FinishReason = "capacity" if spare < budget else "thinking_budget"
     for _ in range(min(budget, spare)):
-        if deadline is not None and deadline.closes_reasoning():
+        if how.deadline is not None and how.deadline.closes_reasoning():
             finish_reason = "deadline"
             break
         guess: list[int] = []
@@ -354,23 +343,6 @@ def _settled(
 
 def _action_ids(grammar: Grammar, indices: Sequence[int] | TokenIds) -> list[int]:
     return [grammar.actions.action_start_id + int(index) for index in indices]
-
-
-def require_possible(grammar: Grammar, mode: Mode, thinking_token_budget: int) -> None:
-    """Refuse a mode or budget that this grammar cannot serve; cheap, so call it before any work.
-
-    Raises:
-        InputError: The mode is unknown or needs a chain of thought, or the budget is negative.
-    """
-    if thinking_token_budget < 0:
-        raise InputError(f"thinking_token_budget must be >= 0, got {thinking_token_budget}.")
-    if mode not in ("auto", *BRANCHES):
-        raise InputError(f"mode must be auto, fast or slow, got {mode!r}.")
-    if mode != "auto" and grammar.choice is None:
-        raise InputError(
-            f"mode {mode!r} needs a bundle with chain of thought, this one answers directly: use "
-            "auto."
-        )
 
 
 def _require_greedy(sampling: Sampling) -> None:

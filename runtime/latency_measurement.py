@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.bundle import Bundle
-from autovla_rt.runtime.decode import Mode
+from autovla_rt.runtime.decoding_options import Mode
 from autovla_rt.runtime.device import device_name
 from autovla_rt.runtime.latency import LatencyModel
 from autovla_rt.runtime.sampling import Sampler, Sampling

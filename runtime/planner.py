@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,14 @@ from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 from autovla_rt.runtime.camera_encoder import CameraEncoder, Seen
-from autovla_rt.runtime.deadline import Deadline
-from autovla_rt.runtime.decode import Decoded, Mode, decode, generate, require_possible
-from autovla_rt.runtime.draft import NO_DRAFT, Draft, Refinement
+from autovla_rt.runtime.decode import Decoded, decode, generate
+from autovla_rt.runtime.decoding_options import (
+    DEFAULT_THINKING_TOKEN_BUDGET,
+    Decoding,
+    DecodingOptions,
+    Mode,
+)
+from autovla_rt.runtime.draft import NO_DRAFT, Draft
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.grammar import compile_answer
 from autovla_rt.runtime.motion import constant_motion, steps_of
@@ -30,7 +36,6 @@ from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.trace import Trace
 
-DEFAULT_THINKING_TOKEN_BUDGET = 512
 GREEDY = Sampling()
 SAMPLE_TEMPERATURE = 1.0
 """Draws alternatives from the model's own distribution."""
@@ -173,31 +178,28 @@ class Planner:
         self,
         request: Request,
         *,
-        mode: Mode = "auto",
         sampling: Sampling = GREEDY,
-        thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
-        refinement: Refinement | None = None,
-        deadline: Deadline | None = None,
         trace: Trace | None = None,
+        **options: Unpack[DecodingOptions],
     ) -> Plan:
         """Plan one request.
 
-        A refinement (see there) takes another plan than the exact one, in fewer passes. A
-        `deadline` closes the reasoning in time; make it when the frames are there. `trace` receives
-        the spans of the request's stages.
+        Args:
+            request: The request.
+            sampling: How tokens are chosen.
+            trace: Receives the spans of the request's stages.
+            options: See `Decoding`.
 
         Raises:
             InputError: a frame or value is unusable or does not fit the engine.
             CapacityError: prompt and answer do not fit the KV cache.
         """
-        require_possible(self._grammar, mode, thinking_token_budget)
+        self.require_possible(**options)
         trace = trace or Trace()
         prompted = self.encode(request, trace)
         with trace.span("draft"):
             draft = self.draft(request)
-        return self._plan(
-            prompted, mode, sampling, thinking_token_budget, trace, draft, refinement, deadline
-        )
+        return self._plan(prompted, sampling, draft=draft, trace=trace, **options)
 
     def encode(
         self, request: Request, trace: Trace | None = None, seen: Seen | None = None
@@ -224,24 +226,18 @@ class Planner:
         prompted: Prompted,
         *,
         sampler: Sampler,
-        mode: Mode = "auto",
-        thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
         trace: Trace | None = None,
         draft: Draft = NO_DRAFT,
-        refinement: Refinement | None = None,
-        deadline: Deadline | None = None,
+        **options: Unpack[DecodingOptions],
     ) -> Decoded:
         """Decode an answer to the request that was encoded last; its prompt is passed once.
 
         Args:
             prompted: What `encode` returned last, on this planner.
             sampler: Chooses among the legal candidates.
-            mode: As for `plan`.
-            thinking_token_budget: As for `plan`.
             trace: Receives the spans of the decoding.
             draft: What the answer may be; it saves passes and changes nothing else.
-            refinement: Take the plan after so many passes over the draft; None is exact.
-            deadline: Closes the reasoning while there is time for the actions.
+            options: See `Decoding`.
 
         Raises:
             InputError: The mode, the budget or the refinement cannot be served.
@@ -255,22 +251,19 @@ class Planner:
             prompted.ids,
             prompted.embeddings[kept:],
             sampler=sampler,
-            mode=mode,
-            thinking_token_budget=thinking_token_budget,
             trace=trace or Trace(),
             draft=draft,
-            refinement=refinement,
             codebook=self._codebook,
-            deadline=deadline,
+            **options,
         )
 
-    def require_possible(self, mode: Mode, thinking_token_budget: int) -> None:
+    def require_possible(self, **options: Unpack[DecodingOptions]) -> None:
         """Refuse what this engine cannot answer; cheap, so call it before any work.
 
         Raises:
             InputError: the mode is unknown or needs a chain of thought, or the budget is negative.
         """
-        require_possible(self._grammar, mode, thinking_token_budget)
+        Decoding(**options).require_possible(self._grammar)
 
     @property
     def reused_tokens(self) -> int:
@@ -327,49 +320,35 @@ class Planner:
         if count < 0:
             raise InputError(f"count must be >= 0, got {count}.")
         mode, other = _modes(plan)
-        require_possible(self._grammar, mode, thinking_token_budget)
+        self.require_possible(mode=mode, thinking_token_budget=thinking_token_budget)
         prompted = self.encode(request)
         first = self.bundle.manifest.actions.action_start_id
         draft = Draft(tuple(token - first for token in plan.action_tokens))
+        plan_again = partial(
+            self._plan, prompted, draft=draft, thinking_token_budget=thinking_token_budget
+        )
         other_mode = None
         if other is not None:
             try:
-                other_mode = self._plan(
-                    prompted, other, sampling, thinking_token_budget, Trace(), draft
-                )
+                other_mode = plan_again(sampling, mode=other)
             except CapacityError as error:
                 log.warning("no alternative in the %s mode: %s", other, error)
         seeds = range(sampling.seed, sampling.seed + count)
         samplings = [replace(sampling, temperature=SAMPLE_TEMPERATURE, seed=seed) for seed in seeds]
-        return Alternatives(
-            other_mode,
-            tuple(
-                self._plan(prompted, mode, sampling, thinking_token_budget, Trace(), draft)
-                for sampling in samplings
-            ),
-        )
+        return Alternatives(other_mode, tuple(plan_again(one, mode=mode) for one in samplings))
 
     def _plan(
         self,
         prompted: Prompted,
-        mode: Mode,
         sampling: Sampling,
-        thinking_token_budget: int,
-        trace: Trace,
+        *,
         draft: Draft,
-        refinement: Refinement | None = None,
-        deadline: Deadline | None = None,
+        trace: Trace | None = None,
+        **options: Unpack[DecodingOptions],
     ) -> Plan:
-        decoded = self.answer(
-            prompted,
-            sampler=Sampler(sampling),
-            mode=mode,
-            thinking_token_budget=thinking_token_budget,
-            trace=trace,
-            draft=draft,
-            refinement=refinement,
-            deadline=deadline,
-        )
+        trace = trace or Trace()
+        sampler = Sampler(sampling)
+        decoded = self.answer(prompted, sampler=sampler, trace=trace, draft=draft, **options)
         return self.assemble(decoded, trace)
 
     def generate(

@@ -15,11 +15,11 @@ import numpy as np
 from autovla_rt.bundle import Bundle
 from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA
 from autovla_rt.errors import InputError
-from autovla_rt.runtime.decode import Mode
+from autovla_rt.runtime.decoding_options import DEFAULT_THINKING_TOKEN_BUDGET, Mode
 from autovla_rt.runtime.device import describe_device
 from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.frame_source import describe, read_image, to_rgb
-from autovla_rt.runtime.planner import DEFAULT_THINKING_TOKEN_BUDGET, Plan, describe_engine
+from autovla_rt.runtime.planner import Plan, describe_engine
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.stream import Stream
 from autovla_rt.runtime.timed_engine import EngineCall, open_timed

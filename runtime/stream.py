@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from autovla_rt.errors import InputError
 from autovla_rt.runtime.camera_encoder import Seen
-from autovla_rt.runtime.deadline import Deadline
-from autovla_rt.runtime.decode import Decoded, Mode, draft_from
-from autovla_rt.runtime.draft import REASONING_AHEAD, Draft, Refinement
+from autovla_rt.runtime.decode import Decoded, draft_from
+from autovla_rt.runtime.decoding_options import DecodingOptions
+from autovla_rt.runtime.draft import REASONING_AHEAD, Draft
 from autovla_rt.runtime.draft_length import DraftLength
 from autovla_rt.runtime.motion import carried_on
 from autovla_rt.runtime.planner import (
-    DEFAULT_THINKING_TOKEN_BUDGET,
     GREEDY,
     Plan,
     Planner,
@@ -81,24 +80,18 @@ class Stream:
         request: Request,
         *,
         time: float,
-        mode: Mode = "auto",
         sampling: Sampling = GREEDY,
-        thinking_token_budget: int = DEFAULT_THINKING_TOKEN_BUDGET,
-        refinement: Refinement | None = None,
-        deadline: Deadline | None = None,
         trace: Trace | None = None,
+        **options: Unpack[DecodingOptions],
     ) -> Plan:
         """Plan the next request.
 
         Args:
             request: The request.
             time: When its newest frames were taken, s; later than the last request's.
-            mode: As for `Planner.plan`.
-            sampling: As for `Planner.plan`.
-            thinking_token_budget: As for `Planner.plan`.
-            refinement: See `Refinement`; None is exact.
-            deadline: As for `Planner.plan`.
+            sampling: How tokens are chosen.
             trace: Receives the spans of the request's stages.
+            options: See `Decoding`.
 
         Raises:
             InputError: the time is not later than the last request's (`reset` begins anew), or as
@@ -106,24 +99,22 @@ class Stream:
             CapacityError: prompt and answer do not fit the KV cache.
         """
         self._require_later(time)
-        self._planner.require_possible(mode, thinking_token_budget)
+        self._planner.require_possible(**options)
         trace = trace or Trace()
         prompted = self._planner.encode(request, trace, self.seen)
-        decoded = self.answer(
-            prompted,
-            request,
-            time=time,
-            sampler=Sampler(sampling),
-            mode=mode,
-            thinking_token_budget=thinking_token_budget,
-            refinement=refinement,
-            deadline=deadline,
-            trace=trace,
-        )
+        sampler = Sampler(sampling)
+        decoded = self.answer(prompted, request, time=time, sampler=sampler, trace=trace, **options)
         return self._planner.assemble(decoded, trace)
 
     def answer(
-        self, prompted: Prompted, request: Request, *, time: float, trace: Trace, **options: Any
+        self,
+        prompted: Prompted,
+        request: Request,
+        *,
+        time: float,
+        sampler: Sampler,
+        trace: Trace,
+        **options: Unpack[DecodingOptions],
     ) -> Decoded:
         """Answer the request that the planner has encoded last, as `plan` does.
 
@@ -131,8 +122,9 @@ class Stream:
             prompted: What `Planner.encode` returned.
             request: What it was of.
             time: As for `plan`.
+            sampler: Chooses among the legal candidates.
             trace: Receives the spans draft and those of the decoding.
-            options: As for `Planner.answer`, but the draft, which is the stream's.
+            options: See `Decoding`.
 
         Raises:
             InputError: as for `plan`.
@@ -145,7 +137,9 @@ class Stream:
                 actions_ahead=self._actions_ahead.choose(),
                 reasoning_ahead=self._reasoning_ahead.choose(),
             )
-        decoded = self._planner.answer(prompted, trace=trace, draft=draft, **options)
+        decoded = self._planner.answer(
+            prompted, sampler=sampler, trace=trace, draft=draft, **options
+        )
         self._last = _Last(time, decoded)
         self._learn(decoded)
         return decoded
