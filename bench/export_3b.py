@@ -1,7 +1,7 @@
 """Export and plan at the real 3B geometry with random weights: seconds and peak memory.
 
-Writes checkpoints and bundles (about 40 GB) under a temporary folder and removes them. Every
-measured command is the command line in a process of its own; VmHWM (all resident pages, those of
+Writes checkpoints and bundles (about 40 GB) under a temporary folder and removes them (`--keep`
+leaves the last bundle). Every measured command is the command line in a process of its own; VmHWM (all resident pages, those of
 mapped files too) and the largest RssAnon are read from /proc while it runs.
 """
 
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,9 @@ def main() -> None:
     parser.add_argument("--precision", nargs="*", default=["int4", "int8"])
     parser.add_argument("--checkpoint", nargs="*", default=["hf", "lightning"])
     parser.add_argument("--plans", type=int, default=3, help="measured plans; 0 for none")
+    parser.add_argument(
+        "--keep", type=Path, help="leave the last bundle here, for other benchmarks"
+    )
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
@@ -64,6 +68,8 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
                 rows.append(row)
             remove(checkpoint)
+        if arguments.keep is not None:
+            shutil.move(folder / "engine", arguments.keep)
     print(table(rows))
 
 
