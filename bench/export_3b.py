@@ -1,8 +1,9 @@
 """Export and plan at the real 3B geometry with random weights: seconds and peak memory.
 
 Writes checkpoints and bundles (about 40 GB) under a temporary folder and removes them (`--keep`
-leaves the last bundle). Every measured command is the command line in a process of its own; VmHWM (all resident pages, those of
-mapped files too) and the largest RssAnon are read from /proc while it runs.
+leaves the last bundle). Every measured command is the command line in a process of its own; VmHWM
+(all resident pages, those of mapped files too) and the largest RssAnon are read from /proc while it
+runs.
 """
 
 from __future__ import annotations
