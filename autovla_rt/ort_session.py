@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnxruntime as ort
-
 from autovla_rt.errors import BundleError
+from autovla_rt.onnx_runtime import ort
 
 PROVIDER = "CPUExecutionProvider"
 CPUINFO = Path("/proc/cpuinfo")

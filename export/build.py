@@ -184,7 +184,7 @@ def build_engine(model: OpenedModel, settings: Settings, folder: Path, progress:
         CapacityError: prompt and answer do not fit the KV capacity.
         StorageError: the file system refused; what was in `folder` stays as it was.
     """
-    # ONNX Runtime leaves files in the user's cache as soon as it is imported: not before it runs.
+    # ONNX Runtime takes longer to import than all the rest: not before it runs.
     from autovla_rt.export.passes.prefix_kv import emit_prefix_kv
 
     target = check_settings(settings)

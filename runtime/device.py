@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
+from autovla_rt.onnx_runtime import ort
 
 BOARD, CPUINFO = Path("/proc/device-tree/model"), Path("/proc/cpuinfo")
 
@@ -19,7 +19,7 @@ def describe_device() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": ort.__version__,
     }
 
 

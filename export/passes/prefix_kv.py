@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file
 
 from autovla_rt.config import CompiledPrompt, Geometry, Precision
+from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
 from autovla_rt.prefix import PREFIX_FILE, prefix_length, write_prefix
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
@@ -14,6 +13,7 @@ from autovla_rt.bundle import Bundle
 from autovla_rt.config import SPARE_POSITIONS
 from autovla_rt.errors import BundleError, CapacityError
 from autovla_rt.kernels.action_head import action_logits
+from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
 from autovla_rt.prefix import PREFIX_FILE, Prefix, read_prefix
 from autovla_rt.runtime.backends import Float
