@@ -47,6 +47,11 @@ def test_what_was_not_tried_is_not_learnt():
     assert length.choose() == 9
 
 
+def test_guesses_behind_a_wrong_one_say_nothing():
+    notes = [(9, 3)] * 20 + [(4, 4)] * 60
+    assert after(notes, {1: 1.0, 10: 5.5}) == 9
+
+
 def test_the_longest_is_tried_again_now_and_then():
     length = DraftLength(9, DEAR)
     for _ in range(20):

@@ -11,6 +11,7 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.demo.drive import Drive, DriveSettings, draw_drive_world
 from autovla_rt.demo.drivers import Decision, ExpertDriver, WorldCameras, request_of
 from autovla_rt.errors import InputError
+from autovla_rt.runtime import frames as frames_module
 from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.sampling import Sampling
@@ -117,6 +118,29 @@ def test_drafts_that_do_not_pay_get_shorter_and_plans_stay(planner, asked):
         for stream, plan in plans.items():
             drafted[stream] += plan.drafted
     assert drafted[dear] < drafted[usual] / 2
+
+
+def test_a_stream_learns_which_guesses_are_right(planner, asked):
+    dear, usual = Stream(planner, pass_ms={1: 1.0, 10: 5.5}), Stream(planner)
+    drafted = [
+        [stream.plan(request, time=time, mode="fast").drafted for stream in (dear, usual)]
+        for request, time in asked
+    ]
+    assert drafted[0][0] == drafted[0][1]  # nothing is known yet
+    assert sum(few for few, _ in drafted[1:]) < 0.8 * sum(many for _, many in drafted[1:])
+
+
+def test_three_new_frames_of_a_request_are_resized(planner, asked, monkeypatch):
+    decoded, decode = [], frames_module._decode
+    monkeypatch.setattr(
+        frames_module, "_decode", lambda source: decoded.append(source.digest) or decode(source)
+    )
+    stream = Stream(planner)
+    counts = []
+    for request, time in asked[:4]:
+        stream.plan(request, time=time, mode="fast")
+        counts.append(len(decoded))
+    assert np.diff([0, *counts]).tolist() == [12, 3, 3, 3]
 
 
 def test_samples_are_the_same_in_a_stream(planner, asked):
