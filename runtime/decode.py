@@ -336,7 +336,7 @@ def _settled(
     moved = codebook.decode(given) - codebook.decode(chosen)
     steps = codebook.apart(given, chosen)
     return bool(
-        np.hypot(*moved[:, :2].T).max() <= refinement.tolerance
+        np.hypot(*moved[:, :2].T).max(initial=0) <= refinement.tolerance
         or (steps <= refinement.certainty * codebook.deviation(logits)).all()
     )
 
