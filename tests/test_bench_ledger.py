@@ -60,6 +60,14 @@ def test_the_official_decoder_does_everything_anew(bundle, costs):
     )
 
 
+def test_autovlas_prompt_is_counted_without_being_run(bundle, costs):
+    counted = ledger.specialised(costs, bundle, 7)
+    assert (counted.prefill_tokens, counted.passes) == (833, 7)
+    assert counted.patches == 3 * 8 * 14
+    assert counted.weight_bytes["language"] == 7 * costs.language.weight_bytes
+    assert counted.rows == 833 + 45 + 6 * 10
+
+
 def test_ours_are_counted_as_they_run(bundle, capsys, monkeypatch):
     import json
     import sys
