@@ -48,8 +48,9 @@ class Draft:
 class Refinement:
     """Take what the model chooses after a few passes over the draft, instead of what is exact.
 
-    Each pass gives the model's own choice at every step behind the choices of the pass before. Ten
-    passes at most are the exact greedy plan (a fixed point); fewer are another plan, near it.
+    Each pass gives the model's own choice at every step behind the choices of the pass before, and
+    makes one more step exact, from the first on. So K passes give a plan whose first K steps are
+    those of the exact greedy one, and the others near; ten are all of it (a fixed point).
 
     Attributes:
         passes: Most passes over the plan, from 1 on.

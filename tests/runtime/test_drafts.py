@@ -272,3 +272,16 @@ def test_a_step_within_the_models_doubt_is_settled(doubt, certainty, settled):
     assert ask(Refinement(3)) is False
     assert ask(Refinement(3, tolerance=0.31)) is True
     assert _settled(codebook, [0], [0], logits, Refinement(3)) is True
+
+
+@quick
+@given(st.integers(1, 11), st.integers(0, 2**32 - 1))
+def test_so_many_passes_make_so_many_actions_exact(fake_engine, cot_grammar, passes, seed):
+    rule = babble(seed, [cot_grammar.choice.fast_id])
+    exact = run(fake_engine(rule), cot_grammar, NO_DRAFT, mode="fast")
+    rng = np.random.default_rng(seed)
+    draft = Draft(tuple(rng.integers(0, 2048, 10).tolist()))
+    options = {"mode": "fast", "refinement": Refinement(passes), "codebook": CODEBOOK}
+    refined = run(fake_engine(rule), cot_grammar, draft, **options)
+    assert refined.action_indices[:passes] == exact.action_indices[:passes]
+    assert refined.forward_passes <= passes
