@@ -169,8 +169,9 @@ def export_language(
     sizes = _sizes(model)
     head_again = sizes[EMBEDDING] if model.geometry.language.tie_word_embeddings else 0
     elements = sum(size for name, size in sizes.items() if not name.startswith(VISION))
-    progress.stage("language model", elements + head_again)
     choice = choice_ids(model.tokenizer, model.recipe.answer) if model.use_cot else ()
+    elements += head_again + len(choice) * model.geometry.language.hidden_size
+    progress.stage("language model", elements)
     emit_language(_weights(model, progress), model.geometry, settings.parts, choice, folder)
     path = folder / "rotary.safetensors"
     emit_rotary(model.geometry, prompt, cameras, settings.kv_capacity, path)

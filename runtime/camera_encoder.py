@@ -64,12 +64,11 @@ class CameraEncoder:
         keys: dict[str, list[Hashable]] = {}
         known: dict[Hashable, Float] = {}
         new: dict[tuple[int, int], dict[Hashable, NDArray[np.uint8]]] = {}
-        for camera in self._cameras:
-            resized = self._frames.resized(
-                frames[camera.name], camera, trace=trace, seen=seen.frames
-            )
-            with trace.span("preprocess"):
-                for pair in zip(resized[::2], resized[1::2], strict=True):
+        resized = self._frames.resized(frames, self._cameras, trace=trace, seen=seen.frames)
+        with trace.span("preprocess"):
+            for camera in self._cameras:
+                of = resized[camera.name]
+                for pair in zip(of[::2], of[1::2], strict=True):
                     key: Hashable = tuple(frame.digest for frame in pair)
                     keys.setdefault(camera.name, []).append(key)
                     features = seen.features.get(key)
@@ -77,7 +76,6 @@ class CameraEncoder:
                         new.setdefault(camera.grid[1:], {})[key] = self._frames.levels(pair)
                     else:
                         known[key] = features
-        with trace.span("preprocess"):
             patches = {
                 grid: self._frames.normalise(np.concatenate(list(pairs.values())))
                 for grid, pairs in new.items()

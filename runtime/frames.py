@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -41,7 +41,7 @@ class Resized:
 
 
 class FramePreprocessor:
-    """Turn the frames of one camera into the rows that the vision tower reads."""
+    """Turn frames into the rows that the vision tower reads."""
 
     def __init__(self, preprocessing: Preprocessing, vision: VisionGeometry) -> None:
         self._preprocessing = preprocessing
@@ -54,7 +54,8 @@ class FramePreprocessor:
 
         See `resized`, which raises.
         """
-        return self.normalise(self.levels(self.resized(frames, camera)))
+        resized = self.resized({camera.name: frames}, [camera])[camera.name]
+        return self.normalise(self.levels(resized))
 
     def normalise(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the patches of levels [..., patch_width]."""
@@ -66,13 +67,13 @@ class FramePreprocessor:
 
     def resized(
         self,
-        frames: Sequence[Frame],
-        camera: Camera,
+        frames: Mapping[str, Sequence[Frame]],
+        cameras: Sequence[Camera],
         *,
         trace: Trace | None = None,
         seen: ContentCache[Resized] | None = None,
-    ) -> list[Resized]:
-        """Resize a camera's four frames, oldest first, 0.5 s apart, of one size.
+    ) -> dict[str, list[Resized]]:
+        """Resize each camera's four frames, oldest first, 0.5 s apart, of one size.
 
         Each is resized once (PIL bicubic, to the size of `smart_resize`), those that were `seen`
         not at all; EXIF orientation is ignored with a warning, as the training code ignores it.
@@ -83,34 +84,30 @@ class FramePreprocessor:
             InputError: Not four frames, an unreadable or truncated file, an array or image of
                 another type, frames of unequal size, or a size that the engine was not built for.
         """
-        if len(frames) != FRAMES_PER_CAMERA:
-            raise InputError(
-                f"camera {camera.name}: expected {FRAMES_PER_CAMERA} frames, got {len(frames)}.\n"
-                "Give the last four frames at 2 Hz, oldest first."
-            )
         trace = trace or Trace()
         seen = ContentCache[Resized](0) if seen is None else seen
         with trace.span("image_decode"):
-            sources = [
-                open_frame(frame, describe(frame, camera.name, index))
-                for index, frame in enumerate(frames)
-            ]
-            known = {s.digest: frame for s in sources if (frame := seen.get(s.digest)) is not None}
-            new = {s.digest: s for s in sources if s.digest not in known}
+            sources = {camera.name: _sources(frames[camera.name], camera) for camera in cameras}
+            given = {source.digest: source for of in sources.values() for source in of}
+            known = {d: frame for d in given if (frame := seen.get(d)) is not None}
+            new = {d: source for d, source in given.items() if d not in known}
             images = dict(zip(new, self._each(_decode, new.values()), strict=True))
-        sizes = [(known.get(s.digest) or images[s.digest]).size for s in sources]
-        width_height = self._resized_size(sizes, camera)
+        wanted: dict[bytes, tuple[int, int]] = {}
+        for camera in cameras:
+            digests = [source.digest for source in sources[camera.name]]
+            sizes = [(known.get(digest) or images[digest]).size for digest in digests]
+            wanted.update(dict.fromkeys(digests, self._resized_size(sizes, camera)))
 
         def resize(digest: bytes) -> Resized:
             image = images[digest]
-            pixels = np.asarray(image.resize(width_height, BICUBIC))
+            pixels = np.asarray(image.resize(wanted[digest], BICUBIC))
             return Resized(digest, image.size, pixels)
 
         with trace.span("preprocess"):
             for frame in self._each(resize, new):
                 known[frame.digest] = frame
                 seen.put(frame.digest, frame)
-        return [known[source.digest] for source in sources]
+        return {name: [known[source.digest] for source in of] for name, of in sources.items()}
 
     def _each(self, function: Callable[[Item], Result], items: Collection[Item]) -> list[Result]:
         """Apply a function side by side, or here where there is only one item."""
@@ -141,6 +138,18 @@ class FramePreprocessor:
             max_pixels=self._preprocessing.max_pixels,
         )
         return resized_width, resized_height
+
+
+def _sources(frames: Sequence[Frame], camera: Camera) -> list[FrameSource]:
+    """Open the four frames of a camera."""
+    if len(frames) != FRAMES_PER_CAMERA:
+        raise InputError(
+            f"camera {camera.name}: expected {FRAMES_PER_CAMERA} frames, got {len(frames)}.\n"
+            "Give the last four frames at 2 Hz, oldest first."
+        )
+    return [
+        open_frame(frame, describe(frame, camera.name, index)) for index, frame in enumerate(frames)
+    ]
 
 
 def _decode(source: FrameSource) -> Image.Image:

@@ -109,7 +109,16 @@ def test_a_plan_in_json_has_every_field(demo, tmp_path):
     assert answer["p_slow"] > 0.5  # roadworks: the model itself would think
     assert (answer["reasoning"], answer["finish_reason"], answer["status"]) == ("", "stop", "ok")
     assert 1 <= answer["forward_passes"] <= 11
-    stages = ["preprocess", "vision", "prompt", "draft", "prefill", "decision", "actions"]
+    stages = [
+        "image_decode",
+        "preprocess",
+        "vision",
+        "prompt",
+        "draft",
+        "prefill",
+        "decision",
+        "actions",
+    ]
     assert list(answer["stages_ms"]) == [*stages, "trajectory"]
     assert all(value > 0 for value in answer["stages_ms"].values())
     assert answer["engine"]["name"] == "engine"

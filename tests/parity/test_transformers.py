@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from autovla_rt.runtime.camera_encoder import Seen
 from autovla_rt.runtime.decode import generate
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.trace import Trace
@@ -29,7 +30,7 @@ def reference_features(pair, inputs):
 
 def engine_features(pair, request):
     planner = pair.planner
-    features = planner._cameras.encode(request.frames, Trace())
+    features = planner._cameras.encode(request.frames, Trace(), Seen(0))
     return np.concatenate([features[c.name] for c in planner.bundle.manifest.cameras])
 
 
