@@ -349,7 +349,9 @@ class Planner:
         trace = trace or Trace()
         sampler = Sampler(sampling)
         decoded = self.answer(prompted, sampler=sampler, trace=trace, draft=draft, **options)
-        return self.assemble(decoded, trace)
+        with trace.span("trajectory"):
+            trajectory = self.trajectory(decoded)
+        return self.assemble(decoded, trajectory, trace)
 
     def generate(
         self, request: Request, *, max_new_tokens: int, sampling: Sampling = GREEDY
@@ -365,10 +367,8 @@ class Planner:
             end_token_ids=self.bundle.manifest.end_token_ids,
         )
 
-    def assemble(self, decoded: Decoded, trace: Trace) -> Plan:
-        """Return the plan of an answer, with the times of its trace."""
-        with trace.span("trajectory"):
-            trajectory = self.trajectory(decoded)
+    def assemble(self, decoded: Decoded, trajectory: NDArray[np.float64], trace: Trace) -> Plan:
+        """Return the plan of an answer with its trajectory and the times of its trace."""
         return Plan(
             trajectory=trajectory.tolist(),
             mode=decoded.mode,

@@ -14,7 +14,7 @@ from autovla_rt.runtime.decode import Decoded, draft_from
 from autovla_rt.runtime.decoding_options import DecodingOptions
 from autovla_rt.runtime.draft import REASONING_AHEAD, Draft
 from autovla_rt.runtime.draft_length import DraftLength
-from autovla_rt.runtime.motion import carried_on
+from autovla_rt.runtime.motion import Poses, carried_on
 from autovla_rt.runtime.planner import (
     GREEDY,
     Plan,
@@ -37,6 +37,7 @@ class _Last:
 
     time: float
     decoded: Decoded
+    trajectory: Poses
 
 
 class Stream:
@@ -104,7 +105,8 @@ class Stream:
         prompted = self._planner.encode(request, trace, self.seen)
         sampler = Sampler(sampling)
         decoded = self.answer(prompted, request, time=time, sampler=sampler, trace=trace, **options)
-        return self._planner.assemble(decoded, trace)
+        assert self._last is not None
+        return self._planner.assemble(decoded, self._last.trajectory, trace)
 
     def answer(
         self,
@@ -123,7 +125,7 @@ class Stream:
             request: What it was of.
             time: As for `plan`.
             sampler: Chooses among the legal candidates.
-            trace: Receives the spans draft and those of the decoding.
+            trace: Receives the spans draft, those of the decoding, and trajectory.
             options: See `Decoding`.
 
         Raises:
@@ -140,7 +142,9 @@ class Stream:
         decoded = self._planner.answer(
             prompted, sampler=sampler, trace=trace, draft=draft, **options
         )
-        self._last = _Last(time, decoded)
+        with trace.span("trajectory"):
+            trajectory = self._planner.trajectory(decoded)
+        self._last = _Last(time, decoded, trajectory)
         self._learn(decoded)
         return decoded
 
@@ -169,6 +173,5 @@ class Stream:
         last = self._last
         if last is None or time - last.time >= self._steps * self._dt:
             return self._planner.draft(request)
-        before = self._planner.trajectory(last.decoded)
-        likely = carried_on(before, self._dt, time - last.time)
+        likely = carried_on(last.trajectory, self._dt, time - last.time)
         return draft_from(last.decoded, self._planner.actions_of(likely))
