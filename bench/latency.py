@@ -65,7 +65,13 @@ def stream(bundle: Bundle, latency: LatencyModel, plans: int) -> Record:
             plan = streams[name].plan(request, time=TICK * tick, mode="fast")
             ms = (perf_counter() - start) * 1e3
             engine_ms = sum(call.ms for call in calls)
-            parts = {"ms": ms, "engine ms": engine_ms, "outside": 1 - engine_ms / ms}
+            images_ms = plan.stages_ms["image_decode"] + plan.stages_ms["preprocess"]
+            parts = {
+                "ms": ms,
+                "engine ms": engine_ms,
+                "outside": 1 - engine_ms / ms,
+                "outside engine and images": 1 - (engine_ms + images_ms) / ms,
+            }
             stages = {f"{name} ms": value for name, value in plan.stages_ms.items()}
             found[name].append({**parts, "passes": plan.forward_passes, **stages})
     return {

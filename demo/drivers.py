@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from autovla_rt.config import CAMERAS
 from autovla_rt.demo.camera import View
@@ -130,8 +129,5 @@ def request_of(now: World, drawn: Sequence[dict[str, View]], *, blind: bool = Fa
 
     A blind one has black frames in their place.
     """
-    frames = {
-        camera: [Image.fromarray(views[camera].pixels * (not blind)) for views in drawn]
-        for camera in CAMERAS
-    }
+    frames = {camera: [views[camera].pixels * (not blind) for views in drawn] for camera in CAMERAS}
     return Request(frames, float(now.ego[SPEED]), now.acceleration, now.instruction)

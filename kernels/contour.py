@@ -88,12 +88,13 @@ def roll_out(steps: ArrayLike) -> NDArray[np.float64]:
     Returns:
         [n, 3] poses after each step, in the frame of the start.
     """
-    steps = np.asarray(steps, np.float64)
-    trajectory = np.empty((len(steps), 3))
-    state = np.zeros(3)
-    for index, step in enumerate(steps):
-        state = trajectory[index] = corners_to_pose(transform(state, step))
-    return trajectory
+    moved = corners_to_pose(steps)
+    after = np.cumsum(moved[:, 2])
+    before = after - moved[:, 2]
+    cos, sin, (x, y) = np.cos(before), np.sin(before), moved[:, :2].T
+    return np.stack(
+        [np.cumsum(cos * x - sin * y), np.cumsum(sin * x + cos * y), _wrap(after)], axis=-1
+    )
 
 
 def follow(candidates: ArrayLike, trajectory: ArrayLike) -> NDArray[np.int64]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,18 +19,21 @@ def patchify(
 
     Source: transformers 4.57, `Qwen2VLImageProcessor._preprocess`.
     """
-    # Reordering bytes and looking floats up afterwards moves a quarter of the memory.
+    # Reordering bytes and making floats of them afterwards moves a quarter of the memory.
     return normalise(patch_levels(frames, vision), preprocessing)
 
 
 def normalise(levels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Return the patches of 8-bit levels [..., patch_width] in the order of `patch_levels`."""
+    """Return the patches of 8-bit levels [..., patch_width] in the order of `patch_levels`.
+
+    transformers rescales in float64, as level * (1 / 255), and rounds to float32; dividing by 255
+    in float32 gives the same for each of the 256 levels.
+    """
     channels = len(preprocessing.image_mean)
-    pixels = levels.reshape(-1, channels, levels.shape[-1] // channels)
-    patches = np.empty(pixels.shape, np.float32)
-    for channel, table in enumerate(normalised_levels(preprocessing)):
-        # Every uint8 is a valid index: mode "clip" only spares NumPy a buffered copy.
-        np.take(table, pixels[:, channel], out=patches[:, channel], mode="clip")
+    patches = levels.reshape(-1, channels, levels.shape[-1] // channels).astype(np.float32)
+    patches /= np.float32(255)
+    patches -= np.array(preprocessing.image_mean, np.float32)[:, None]
+    patches /= np.array(preprocessing.image_std, np.float32)[:, None]
     return patches.reshape(levels.shape)
 
 
@@ -52,15 +53,3 @@ def patch_levels(frames: NDArray[np.uint8], vision: VisionGeometry) -> NDArray[n
         channels,
     ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return np.ascontiguousarray(blocks).reshape(count // clip, -1, vision.patch_width)
-
-
-@cache
-def normalised_levels(preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Return the value of every uint8 level in every channel, [3, 256].
-
-    Rescales in float64 and normalises in float32, as transformers does.
-    """
-    rescaled = (np.arange(256) * (1 / 255)).astype(np.float32)
-    mean = np.array(preprocessing.image_mean, np.float32)[:, None]
-    std = np.array(preprocessing.image_std, np.float32)[:, None]
-    return (rescaled - mean) / std

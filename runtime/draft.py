@@ -7,8 +7,10 @@ import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autovla_rt.errors import InputError
 from autovla_rt.runtime.actions import Codebook
@@ -91,13 +93,16 @@ def corrected(codebook: Codebook, guess: Sequence[int], own: Sequence[int]) -> l
         own: What the model chose [n] in the place of each.
     """
     before, after = (codebook.poses[np.array(rows, np.int64)] for rows in (guess, own))
-    carried = np.zeros(3)
-    wanted = np.empty_like(after)
-    for step, correction in enumerate(after - before):
-        wanted[step] = after[step] + carried
-        carried = CARRIED * (carried + correction)
-    indices: list[int] = codebook.nearest(wanted).tolist()
+    carried = _carrying(len(guess)) @ (after - before)
+    indices: list[int] = codebook.nearest(after + carried).tolist()
     return indices
+
+
+@cache
+def _carrying(count: int) -> NDArray[np.float64]:
+    """Return how much of each of `count` corrections (columns) goes on into each step (rows)."""
+    steps = np.arange(count)
+    return np.tril(CARRIED ** np.abs(steps[:, None] - steps), -1)
 
 
 def continuation(texts: Sequence[Sequence[int]], written: Sequence[int], count: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -14,6 +16,8 @@ from autovla_rt.runtime.scene import Request
 SHOWN = 60
 """Characters of an instruction that a message quotes."""
 
+INSTRUCTIONS_KEPT = 16
+
 
 class PromptEncoder:
     """Writes requests' values into one engine's prompt."""
@@ -23,6 +27,8 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._prefix = np.array(prompt.prefix_ids, np.int64)
         self._added = tokenizer.get_added_tokens_decoder()
+        # An instruction comes again in request after request.
+        self._instruction = lru_cache(INSTRUCTIONS_KEPT)(self._checked)
 
     def ids(self, request: Request) -> NDArray[np.int64]:
         """Token ids [p] of the whole prompt of one request.
@@ -47,7 +53,8 @@ class PromptEncoder:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _instruction(self, text: str) -> str:
+    def _checked(self, text: str) -> str:
+        """Return an instruction as it stands in the prompt."""
         lowered = text.lower()
         shown = repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}..."
         try:

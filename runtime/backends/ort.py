@@ -72,7 +72,7 @@ class OrtLanguage:
         manifest = bundle.manifest
         self._capacity = manifest.kv_capacity
         self._row_multiple = 1 if manifest.precision.language == "fp32" else ROW_MULTIPLE
-        self._embeddings = np.load(bundle.path("embeddings.npy"), mmap_mode="r")
+        self._embeddings = np.asarray(np.load(bundle.path("embeddings.npy"), mmap_mode="r"))
         self._action_weight = load_file(bundle.path("action_head.safetensors"))["weight"]
         choice = load_file(bundle.path("choice_head.safetensors"))
         self._choice_weight, self._choice_ids = choice["weight"], tuple(choice["ids"].tolist())

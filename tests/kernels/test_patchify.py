@@ -3,7 +3,7 @@ import pytest
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from autovla_rt.config import Preprocessing, VisionGeometry
-from autovla_rt.kernels.patchify import normalised_levels, patchify
+from autovla_rt.kernels.patchify import normalise, patchify
 
 TOWER = {
     "depth": 1,
@@ -58,10 +58,15 @@ def test_uses_the_checkpoints_normalisation():
     )
 
 
-def test_every_level_keeps_its_channel():
-    levels = normalised_levels(Preprocessing(image_mean=(0, 0.5, 1), image_std=(1, 1, 2)))
-    np.testing.assert_allclose(levels[:, 0], [0, -0.5, -0.5])
-    np.testing.assert_allclose(levels[:, 255], [1, 0.5, 0])
+def test_every_level_of_every_channel_is_that_of_transformers():
+    preprocessing = Preprocessing(image_mean=(0.1, 0.5, 0.9), image_std=(0.3, 0.7, 2))
+    levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    rescaled = (levels * (1 / 255)).astype(np.float32)
+    mean, std = (
+        np.array(values, np.float32)
+        for values in (preprocessing.image_mean, preprocessing.image_std)
+    )
+    np.testing.assert_array_equal(normalise(levels, preprocessing), (rescaled - mean) / std)
 
 
 def test_strided_frames_are_read_correctly():
