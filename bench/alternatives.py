@@ -78,6 +78,7 @@ class Counting:
             moved = self._codebook.poses[better] - self._codebook.poses[own[right + 1 :]]
             sure = int(hit)
             chain, others = [*plan[known : known + sure], *better[sure:]], []
+            chain = chain[: len(plan) - 1 - known]
             if sure < len(better):
                 others = self._alternatives(logits[right + 1 + sure], moved[sure])[:n]
 
