@@ -76,6 +76,7 @@ EXTRAS = {
     "yaml": "export",
     "matplotlib": "plot",
     "numba": "demo",
+    "openvino": "openvino",
 }
 """Library -> extra of the package that installs it."""
 

@@ -28,10 +28,12 @@ from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.checkpoint import Checkpoint
 from autovla_rt.export.choice import choice_ids
 from autovla_rt.export.codebook import write_codebook
-from autovla_rt.export.emit.ort import emit_language, emit_rotary, emit_vision
+from autovla_rt.export.emit.emitter import emitter, prefix_layers
+from autovla_rt.export.emit.tables import emit_rotary, emit_tables
+from autovla_rt.export.passes.prefix_kv import emit_prefix_kv
 from autovla_rt.export.progress import Progress
 from autovla_rt.export.prompt import compile_prompt
-from autovla_rt.export.targets import Target, check_target
+from autovla_rt.export.targets import TARGETS, Target, check_target
 from autovla_rt.export.tensors.model_names import EMBEDDING
 from autovla_rt.export.weight_source import ModelWeights
 from autovla_rt.kernels.resize import video_grid
@@ -153,7 +155,8 @@ def export_vision(
     """Write the vision tower's graphs and weights into `folder`."""
     elements = sum(size for name, size in _sizes(model).items() if name.startswith(VISION))
     progress.stage("vision tower", elements)
-    emit_vision(_weights(model, progress), model.geometry, cameras, settings.parts, folder)
+    write = emitter(TARGETS[settings.target].backend).vision
+    write(_weights(model, progress), model.geometry, cameras, settings.parts, folder)
 
 
 def export_language(
@@ -172,7 +175,9 @@ def export_language(
     choice = choice_ids(model.tokenizer, model.recipe.answer) if model.use_cot else ()
     elements += head_again + len(choice) * model.geometry.language.hidden_size
     progress.stage("language model", elements)
-    emit_language(_weights(model, progress), model.geometry, settings.parts, choice, folder)
+    weights, precision = _weights(model, progress), settings.parts
+    emitter(TARGETS[settings.target].backend).language(weights, model.geometry, precision, folder)
+    emit_tables(weights, model.geometry, precision, choice, folder)
     path = folder / "rotary.safetensors"
     emit_rotary(model.geometry, prompt, cameras, settings.kv_capacity, path)
 
@@ -185,9 +190,6 @@ def build_engine(model: OpenedModel, settings: Settings, folder: Path, progress:
         CapacityError: prompt and answer do not fit the KV capacity.
         StorageError: the file system refused; what was in `folder` stays as it was.
     """
-    # ONNX Runtime takes longer to import than all the rest: not before it runs.
-    from autovla_rt.export.passes.prefix_kv import emit_prefix_kv
-
     target = check_settings(settings)
     cameras = camera_layout(model, settings)
     prompt = engine_prompt(model, cameras)
@@ -196,7 +198,14 @@ def build_engine(model: OpenedModel, settings: Settings, folder: Path, progress:
         export_vision(model, settings, cameras, building, progress)
         export_language(model, settings, cameras, building, progress)
         progress.stage("prompt prefix", model.geometry.language.num_hidden_layers)
-        emit_prefix_kv(building, model.geometry, prompt, settings.parts, progress.advance)
+        emit_prefix_kv(
+            building,
+            model.geometry.language,
+            prompt,
+            settings.parts,
+            prefix_layers(target.backend),
+            progress.advance,
+        )
         progress.stage("checkpoint hash", None)
         fingerprint = model.checkpoint.fingerprint()
         progress.stage("bundle", None)
@@ -220,7 +229,7 @@ def build_engine(model: OpenedModel, settings: Settings, folder: Path, progress:
             checkpoint=CheckpointRecord(path=str(model.checkpoint.path), sha256=fingerprint),
             library_versions={
                 package: version(package)
-                for package in ("onnx", "onnxruntime", "numpy", "tokenizers")
+                for package in (*emitter(target.backend).libraries, "numpy", "tokenizers")
             },
             notes=settings.notes,
         )

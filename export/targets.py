@@ -37,6 +37,7 @@ class Target:
 
 TARGETS = {
     "cpu": Target("any CPU, ONNX Runtime", None, None, CPU_PRECISIONS, "ort"),
+    "x86": Target("x86-64 CPU, OpenVINO", None, None, CPU_PRECISIONS, "openvino"),
     "orin-nano-8": Target("Jetson Orin Nano 8 GB", 87, 8, AMPERE, "tensorrt"),
     "orin-nx-8": Target("Jetson Orin NX 8 GB", 87, 8, AMPERE, "tensorrt"),
     "orin-nx-16": Target("Jetson Orin NX 16 GB", 87, 16, AMPERE, "tensorrt"),
@@ -50,7 +51,7 @@ TARGETS = {
     "h100": Target("H100 80 GB", 90, 80, ADA, "tensorrt"),
 }
 
-BUILDABLE_BACKENDS = ("ort",)
+BUILDABLE_BACKENDS = ("ort", "openvino")
 """Backends that this version emits engines for."""
 
 

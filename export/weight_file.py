@@ -1,4 +1,4 @@
-"""A flat file of tensors that an ONNX graph refers to as external data.
+"""A flat file of tensors that a graph refers to.
 
 Tensors are appended as they stream from the checkpoint, so a build holds one of them at a time.
 Several graphs may refer to the same tensor: it is written once.
@@ -66,6 +66,12 @@ class WeightFile:
         if length != int(np.prod(shape)) * np.dtype(dtype).itemsize:
             raise ValueError(f"{name}: {length} bytes written for shape {shape} of {dtype}")
         self._tensors[name] = StoredTensor(dtype, shape, offset, length)
+
+    def mapped(self, name: str) -> NDArray[np.generic]:
+        """Return a stored tensor, mapped: pages are read when they are looked at."""
+        stored = self._tensors[name]
+        self._file.flush()
+        return np.memmap(self.path, stored.dtype, "r", stored.offset, stored.shape)
 
     def proto(self, name: str) -> TensorProto:
         """Return the ONNX initializer that refers to a stored tensor."""

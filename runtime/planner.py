@@ -18,7 +18,6 @@ from autovla_rt.bundle import Bundle, Manifest, load_bundle, manifest_identity
 from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
-from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 from autovla_rt.runtime.camera_encoder import CameraEncoder, Seen
 from autovla_rt.runtime.decode import Decoded, decode, generate
 from autovla_rt.runtime.decoding_options import (
@@ -52,8 +51,8 @@ answer opens with no forced id.
 
 log = logging.getLogger("autovla_rt")
 
-BACKENDS: dict[str, tuple[type[OrtVision], type[OrtLanguage]]] = {"ort": (OrtVision, OrtLanguage)}
-"""Backend of a bundle -> its vision and language engine."""
+BACKENDS = ("ort", "openvino")
+"""Backends that run on this machine's CPU."""
 
 
 @dataclass(frozen=True)
@@ -421,8 +420,13 @@ def open_engines(bundle: Bundle, threads: int | None) -> tuple[VisionEngine, Lan
             f"{bundle.manifest.target}), expected one of {', '.join(BACKENDS)}. Run it on its own "
             "device, or build an engine for this one."
         )
-    vision, language = BACKENDS[backend]
-    return vision(bundle, threads), language(bundle, threads)
+    if backend == "openvino":
+        from autovla_rt.runtime.backends.openvino import OpenVinoLanguage, OpenVinoVision
+
+        return OpenVinoVision(bundle, threads), OpenVinoLanguage(bundle, threads)
+    from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
+
+    return OrtVision(bundle, threads), OrtLanguage(bundle, threads)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Files of the ONNX Runtime backend: graphs in the `ort` dialect and what the runtime maps beside.
+"""Graphs of the ONNX Runtime backend, in the `ort` dialect.
 
 Every function streams: one matrix chunk of the checkpoint is in memory at a time (an int8 matrix
 is held whole while it is transposed).
@@ -9,20 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.lib.format import write_array_header_2_0
-from safetensors.numpy import save
-
-from autovla_rt.config import SPARE_POSITIONS, Camera, CompiledPrompt, Geometry, Precision
-from autovla_rt.errors import CheckpointError
+from autovla_rt.config import Camera, Geometry, Precision
 from autovla_rt.export.graph.language import language_model, text_head
 from autovla_rt.export.graph.ort import OrtOps
 from autovla_rt.export.graph.ort_linear import LINEARS
 from autovla_rt.export.graph.vision import vision_tower
-from autovla_rt.export.passes.static_mrope import VideoSpan, mrope_positions, rotary_tables
 from autovla_rt.export.passes.static_windows import static_windows
 from autovla_rt.export.weight_file import WeightFile
-from autovla_rt.export.weight_source import HEAD, TEXT_HEAD, WeightSource, matrix_chunks
+from autovla_rt.export.weight_source import WeightSource
 
 
 def emit_vision(
@@ -45,57 +39,11 @@ def emit_language(
     source: WeightSource,
     geometry: Geometry,
     precision: Precision,
-    choice_ids: Sequence[int],
     folder: Path,
 ) -> None:
-    """Write language.onnx with its weights, the embeddings, and the three heads.
-
-    The text head is a graph; the heads of the actions and of the tokens that decide between fast
-    and slow (`choice_ids`; none without chain of thought) are rows in float32.
-    """
+    """Write language.onnx and text_head.onnx, each with its weights."""
     for name, describe in (("language", language_model), ("text_head", text_head)):
         with WeightFile(folder / f"{name}.bin") as weights:
             ops = OrtOps(source, weights, LINEARS[precision.language](precision.int4_block))
             describe(ops, geometry.language)
             ops.save(folder / f"{name}.onnx", name)
-    _emit_embeddings(source, precision, folder / "embeddings.npy")
-    start = source.shape(f"{TEXT_HEAD}.weight")[0]
-    rows = source.rows(f"{HEAD}.weight", start, geometry.language.vocab_size)
-    (folder / "action_head.safetensors").write_bytes(save({"weight": rows}))
-    choice = np.zeros((len(choice_ids), geometry.language.hidden_size), np.float32)
-    for row, token_id in enumerate(choice_ids):
-        choice[row] = source.rows(f"{HEAD}.weight", token_id, token_id + 1)
-    ids = np.array(choice_ids, np.int64)
-    (folder / "choice_head.safetensors").write_bytes(save({"ids": ids, "weight": choice}))
-
-
-def emit_rotary(
-    geometry: Geometry, prompt: CompiledPrompt, cameras: Sequence[Camera], capacity: int, path: Path
-) -> None:
-    """Write the cos and sin tables of every sequence position and of the spare ones behind."""
-    grids = {camera.name: camera.grid for camera in cameras}
-    spans = [VideoSpan(video.start, grids[video.camera]) for video in prompt.videos]
-    positions = capacity + SPARE_POSITIONS
-    cos, sin = rotary_tables(geometry, mrope_positions(geometry, spans, positions))
-    path.write_bytes(save({"cos": cos, "sin": sin}))
-
-
-def _emit_embeddings(source: WeightSource, precision: Precision, path: Path) -> None:
-    """Write the embedding table as .npy, which the runtime maps: only used rows are read.
-
-    float16 beside quantized weights: its rounding (at most 2^-11 of a value) is far below theirs.
-    """
-    limits = np.finfo(np.float32) if precision.language == "fp32" else np.finfo(np.float16)
-    dtype = limits.dtype
-    shape = source.shape("model.embed_tokens.weight")
-    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    with path.open("wb") as file:
-        write_array_header_2_0(file, header)
-        for chunk in matrix_chunks(source, ("model.embed_tokens",)):
-            largest = np.abs(chunk).max()
-            if largest > limits.max:
-                raise CheckpointError(
-                    f"model.embed_tokens.weight: expected values that fit {dtype}, got {largest:g}."
-                    " Build with --precision fp32, or check how the checkpoint was written."
-                )
-            file.write(np.ascontiguousarray(chunk.astype(dtype)).data)
