@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="parent of the temporary folder")
     parser.add_argument("--precision", nargs="*", default=["int4", "int8"])
     parser.add_argument("--checkpoint", nargs="*", default=["hf", "lightning"])
+    parser.add_argument("--target", default="cpu", help="cpu (ONNX Runtime) or x86 (OpenVINO)")
     parser.add_argument("--plans", type=int, default=3, help="measured plans; 0 for none")
     parser.add_argument(
         "--keep", type=Path, help="leave the last bundle here, for other benchmarks"
@@ -63,7 +64,7 @@ def main() -> None:
             checkpoint = write_checkpoint(folder, kind)
             for precision in arguments.precision:
                 row = {"checkpoint": kind, "precision": precision}
-                row |= measure_build(folder, checkpoint, precision)
+                row |= measure_build(folder, checkpoint, precision, arguments.target)
                 if arguments.plans:
                     row |= measure_plan(folder / "engine", arguments.plans)
                 print(json.dumps(row), flush=True)
@@ -113,10 +114,12 @@ def remove(checkpoint: Path) -> None:
         path.unlink()
 
 
-def measure_build(folder: Path, checkpoint: Path, precision: str) -> dict[str, float]:
+def measure_build(folder: Path, checkpoint: Path, precision: str, target: str) -> dict[str, float]:
     """Build an engine bundle."""
-    options = f"--config {folder}/config.yaml --recipe {REPO}/demo/recipe.toml"
-    command = f"build --checkpoint {checkpoint} --precision {precision} --out {folder}/engine"
+    options = (
+        f"--config {folder}/config.yaml --recipe {REPO}/demo/recipe.toml --out {folder}/engine"
+    )
+    command = f"build --checkpoint {checkpoint} --precision {precision} --target {target}"
     measured, _, _ = measure(f"{command} {options}".split())
     size = sum(path.stat().st_size for path in (folder / "engine").iterdir())
     return {f"build_{key}": value for key, value in measured.items()} | {"bundle_gib": size / 2**30}

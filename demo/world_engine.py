@@ -17,7 +17,7 @@ def model_files(checkpoint: Path) -> ModelFiles:
     return ModelFiles(checkpoint / "base", checkpoint / "config.yaml", recipe=RECIPE)
 
 
-def build_world_engine(checkpoint: Path, bundle: Path, precision: str) -> None:
+def build_world_engine(checkpoint: Path, bundle: Path, precision: str, target: str = "cpu") -> None:
     """Build a CPU engine of a checkpoint folder.
 
     Raises:
@@ -25,7 +25,7 @@ def build_world_engine(checkpoint: Path, bundle: Path, precision: str) -> None:
         StorageError: the file system refused.
     """
     sizes = dict.fromkeys(CAMERAS, (FRAME_WIDTH, FRAME_HEIGHT))
-    settings = Settings(bundle.name, precision=precision, frame_sizes=sizes)
+    settings = Settings(bundle.name, target, precision, frame_sizes=sizes)
     model = open_model(model_files(checkpoint))
     try:
         build_engine(model, settings, bundle, NoProgress())

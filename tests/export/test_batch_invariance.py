@@ -13,12 +13,14 @@ from safetensors.numpy import save_file
 
 from autovla_rt.config import Camera, Geometry, LanguageGeometry, Precision, VisionGeometry
 from autovla_rt.errors import BundleError
-from autovla_rt.export.emit.ort import emit_language, emit_vision
+from autovla_rt.export.build import PRECISIONS
+from autovla_rt.export.emit.emitter import emitter
+from autovla_rt.export.emit.tables import emit_tables
 from autovla_rt.export.graph.ort_linear import LINEARS, Int8Linear
 from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
 from autovla_rt.export.tensors.model_names import expected_shapes
 from autovla_rt.export.weight_source import ModelWeights
-from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
+from autovla_rt.runtime.planner import open_engines
 
 GEOMETRY = Geometry(
     vision=VisionGeometry(
@@ -73,8 +75,8 @@ class RandomWeights:
 class Bundle:
     """The part of a bundle that the backend reads."""
 
-    def __init__(self, folder, precision):
-        self.precision = precision
+    def __init__(self, folder, precision, backend):
+        self.precision, self.backend = precision, backend
         self.folder = folder
         self.manifest = self
         self.geometry, self.kv_capacity, self.cameras = GEOMETRY, CAPACITY, (CAMERA,)
@@ -96,26 +98,35 @@ class PerTensorInt8(Int8Linear):
         return graph.node("QuantizeLinear", [unit, scale, zero])[0], largest
 
 
-@pytest.fixture(scope="module", params=[*LINEARS])
+ENGINES = [
+    *(("ort", precision, precision) for precision in LINEARS),
+    *(("openvino", vision, language) for vision, language in PRECISIONS.values()),
+]
+
+
+@pytest.fixture(scope="module", params=ENGINES, ids="-".join)
 def engines(request, tmp_path_factory):
-    return build_engines(request.param, tmp_path_factory.mktemp(request.param))
+    return build_engines(*request.param, tmp_path_factory.mktemp("engine"))
 
 
-def build_engines(name, folder):
-    precision = Precision(vision=name, language=name)
+def build_engines(backend, vision, language, folder):
+    precision = Precision(vision=vision, language=language)
     weights = ModelWeights(RandomWeights(), tied=True, action_start_id=512)
-    emit_vision(weights, GEOMETRY, [CAMERA], precision, folder)
-    emit_language(weights, GEOMETRY, precision, CHOICE, folder)
+    write = emitter(backend)
+    write.vision(weights, GEOMETRY, [CAMERA], precision, folder)
+    write.language(weights, GEOMETRY, precision, folder)
+    emit_tables(weights, GEOMETRY, precision, CHOICE, folder)
     cos, sin = rotary_tables(GEOMETRY, mrope_positions(GEOMETRY, [], CAPACITY + 1))
     save_file({"cos": cos, "sin": sin}, folder / "rotary.safetensors")
-    bundle = Bundle(folder, precision)
-    return OrtVision(bundle), OrtLanguage(bundle)
+    return open_engines(Bundle(folder, precision, backend), None)
 
 
 def test_a_per_tensor_scale_would_be_noticed(monkeypatch, tmp_path):
     monkeypatch.setitem(LINEARS, "int8", lambda _block: PerTensorInt8())
     with pytest.raises(AssertionError, match="Not equal"):
-        test_k_tokens_in_one_pass_equal_k_passes(build_engines("int8", tmp_path), 10, 0)
+        test_k_tokens_in_one_pass_equal_k_passes(
+            build_engines("ort", "int8", "int8", tmp_path), 10, 0
+        )
 
 
 @pytest.mark.parametrize("seed", range(8))  # a rounding flips an integer in one pass of several
@@ -135,6 +146,19 @@ def test_k_tokens_in_one_pass_equal_k_passes(engines, count, seed):
     # Float kernels round differently for one row (2e-5 of the largest value seen); a flipped
     # integer costs 3e-3.
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-4 * np.abs(alone).max())
+
+
+@pytest.mark.parametrize("parts", [(2,) * 8, (3, 13), (8, 8), (11, 5)])
+def test_passes_of_two_rows_or_more_agree_bit_for_bit(engines, parts):
+    _, language = engines
+    embeddings = language.embed(np.arange(40))
+    language.truncate(0)
+    whole = language.extend(embeddings)[24:]
+    language.truncate(0)
+    language.extend(embeddings[:24])
+    bounds = np.cumsum(parts)[:-1]
+    split = np.concatenate([language.extend(part) for part in np.split(embeddings[24:], bounds)])
+    np.testing.assert_array_equal(whole, split)
 
 
 def test_prefill_in_one_pass_equals_two(engines):

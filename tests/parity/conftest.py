@@ -32,12 +32,15 @@ class Pair:
     folder: Path
 
 
-@pytest.fixture(scope="session", params=[f"{s}-cot" for s in SHAPES] + ["gqa8-direct"])
+@pytest.fixture(
+    scope="session",
+    params=[f"{s}-cot-cpu" for s in SHAPES] + ["gqa8-direct-cpu", "gqa8-cot-x86"],
+)
 def pair(request, qwen_processor, tmp_path_factory):
-    """Miniatures of several shapes, prompted with and without chain of thought."""
-    shape, prompt = request.param.split("-")
+    """Miniatures of several shapes, with and without chain of thought, on each CPU backend."""
+    shape, prompt, target = request.param.split("-")
     folder = tmp_path_factory.mktemp("pair")
-    yield make_pair(SHAPES[shape], qwen_processor, folder, prompt == "cot")
+    yield make_pair(SHAPES[shape], qwen_processor, folder, prompt == "cot", target)
     shutil.rmtree(folder)
 
 
@@ -62,11 +65,11 @@ def checkout():
     return CHECKOUT
 
 
-def make_pair(shape, processor, folder, use_cot):
+def make_pair(shape, processor, folder, use_cot, target):
     model = build_model(shape)
     config = write_checkpoint(model, processor, folder, use_cot=use_cot)
     files = ModelFiles(folder / "base", config, recipe=CHECKOUT)
-    settings = Settings("pair", precision="fp32", frame_sizes=FRAME_SIZES)
+    settings = Settings("pair", target, "fp32", frame_sizes=FRAME_SIZES)
     opened = open_model(files)
     build_engine(opened, settings, folder / "engine", NoProgress())
     opened.checkpoint.close()

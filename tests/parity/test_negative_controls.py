@@ -9,7 +9,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from autovla_rt.bundle import load_bundle
-from autovla_rt.export.emit.ort import emit_rotary, emit_vision
+from autovla_rt.export.emit.ort import emit_vision
+from autovla_rt.export.emit.tables import emit_rotary
 from autovla_rt.export.graph.ort import OrtOps
 from autovla_rt.export.open_model import ModelFiles, open_model
 from autovla_rt.export.passes.static_mrope import rotary_tables
@@ -17,7 +18,7 @@ from autovla_rt.export.weight_source import ModelWeights
 from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 
 # One shape is enough for a negative control.
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("pair", ["gqa8-cot"], indirect=True)]
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("pair", ["gqa8-cot-cpu"], indirect=True)]
 
 TOLERANCE = 2e-4
 GRID = (16, 30)

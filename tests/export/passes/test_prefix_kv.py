@@ -10,18 +10,27 @@ from safetensors.numpy import load_file, save
 from autovla_rt.bundle import load_bundle
 from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.errors import BundleError
+from autovla_rt.export.build import PRECISIONS
 from autovla_rt.prefix import BINDING, PREFIX_FILE, prefix_length, read_prefix
-from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
-from autovla_rt.runtime.planner import Planner
+from autovla_rt.runtime.backends.openvino import OpenVinoLanguage
+from autovla_rt.runtime.backends.ort import OrtLanguage
+from autovla_rt.runtime.planner import Planner, open_engines
 from autovla_rt.runtime.scene import read_frames_dir
 
+ENGINES = [(precision, target) for target in ("cpu", "x86") for precision in PRECISIONS]
 
-@pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
+
+@pytest.fixture(scope="module", params=ENGINES, ids="-".join)
 def bundle(request, tmp_path_factory):
     demo = make_demo(tmp_path_factory.getbasetemp())
-    folder = tmp_path_factory.mktemp("prefix") / request.param
-    build_world_engine(demo.base.parent, folder, request.param)
+    folder = tmp_path_factory.mktemp("prefix") / "engine"
+    build_world_engine(demo.base.parent, folder, *request.param)
     return load_bundle(folder)
+
+
+def open_language(bundle, *, use_prefix=True):
+    language = {"ort": OrtLanguage, "openvino": OpenVinoLanguage}[bundle.manifest.backend]
+    return language(bundle, 1, use_prefix=use_prefix)
 
 
 def prompt_embeddings(engine, bundle):
@@ -38,8 +47,8 @@ def test_the_prefix_is_all_text_before_the_first_camera_but_an_odd_id(bundle):
 
 
 def test_it_equals_what_the_engine_computes_bit_for_bit(bundle):
-    plain = OrtLanguage(bundle, 1, use_prefix=False)
-    primed = OrtLanguage(bundle, 1)
+    plain = open_language(bundle, use_prefix=False)
+    primed = open_language(bundle)
     assert (plain.length, plain.prefix_length) == (0, 0)
     length = primed.length
     assert length == primed.prefix_length == prefix_length(bundle.prompt())
@@ -54,8 +63,8 @@ def test_plans_are_the_same_with_and_without(bundle):
     request = read_frames_dir(FRAMES)
     plans = []
     for use_prefix in (False, True):
-        language = OrtLanguage(bundle, 1, use_prefix=use_prefix)
-        planner = Planner(bundle, OrtVision(bundle, 1), language)
+        language = open_language(bundle, use_prefix=use_prefix)
+        planner = Planner(bundle, open_engines(bundle, 1)[0], language)
         for mode in ("fast", "slow"):
             plan = planner.plan(request, mode=mode).as_dict()
             del plan["stages_ms"]
@@ -64,7 +73,7 @@ def test_plans_are_the_same_with_and_without(bundle):
 
 
 def test_it_is_never_forgotten(bundle):
-    engine = OrtLanguage(bundle, 1)
+    engine = open_language(bundle)
     engine.extend(prompt_embeddings(engine, bundle)[engine.length :])
     with pytest.raises(ValueError, match="of them the prompt's constant prefix, to 0"):
         engine.truncate(0)
@@ -131,5 +140,6 @@ def read_prefix_binding(bundle):
 def test_equal_builds_have_equal_bytes(bundle, tmp_path_factory, tmp_path):
     demo = make_demo(tmp_path_factory.getbasetemp())
     folder = tmp_path / "again"
-    build_world_engine(demo.base.parent, folder, bundle.manifest.precision.language)
+    manifest = bundle.manifest
+    build_world_engine(demo.base.parent, folder, manifest.precision.language, manifest.target)
     assert (folder / PREFIX_FILE).read_bytes() == bundle.path(PREFIX_FILE).read_bytes()
