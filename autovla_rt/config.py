@@ -184,8 +184,12 @@ SPARE_POSITIONS = 1
 
 
 class Precision(Model):
-    """Number format of each part's weights."""
+    """Number format of each part's weights, and of what is computed between products.
+
+    `activations` is "fp32" or "bf16"; a CPU without bfloat16 computes in float32 instead.
+    """
 
     vision: str
     language: str
     int4_block: int = 128
+    activations: str = "fp32"

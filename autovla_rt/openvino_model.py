@@ -1,6 +1,6 @@
 """OpenVINO models on the CPU, opened the same way by builds and by the runtime.
 
-A language model is stored without its KV cache (`export.graph.openvino`): `with_kv_cache` puts in
+A language model is stored without its KV cache (`export.graph.openvino`): `put_kv_cache` puts in
 PagedAttention, the operator of OpenVINO's own servers, which reads and writes keys and values in
 place, in blocks that the caller holds. So a rollback is a smaller number, and nothing is copied
 between passes.
@@ -8,6 +8,7 @@ between passes.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autovla_rt.config import LanguageGeometry
+from autovla_rt.config import LanguageGeometry, Precision
 from autovla_rt.errors import BundleError, DependencyError
 from autovla_rt.openvino_library import ov
 
@@ -26,14 +27,20 @@ RELEASE = "2026.4"
 QUERY, KEY, VALUE, ATTENDED = "query", "key", "value", "attended"
 """Names, before a dot and the layer's number, of the rows that a layer's attention reads and makes:
 [k, heads * head_dim], rotated."""
-SUM, NORMED = ".sum", ".normed"
-"""Behind the name of a norm's weight: what it normalises, and the result."""
+SUM = ".sum"
+"""Behind the name of a norm's weight: the sum that it normalises."""
 
 BLOCK = 32
 """Positions of a block of the KV cache, as the CPU plugin has them."""
 
-QUANTIZED_GROUP = 128
-"""Values of a row that share a scale when the plugin quantizes activations."""
+INT8_GROUP = 256
+"""Values of a row that share a scale when the plugin quantizes activations for int8 weights.
+
+For int4 weights it can be no more than the weights' own block.
+"""
+
+ACTIVATIONS = {"fp32": "f32", "bf16": "bf16"}
+"""Name of a bundle -> OpenVINO's."""
 
 POSITIONS = "past_lens"
 ROWS_BEGIN = "subsequence_begins"
@@ -46,28 +53,109 @@ CACHES = ("key_cache", "value_cache")
 Float = NDArray[np.float32]
 
 
-def read_model(path: Path) -> ov.Model:
-    """Read a stored model; its weights stay in the file until it is compiled.
+class OpenVinoModel:
+    """A stored model; its weights stay in their file, mapped, until it is compiled and has run.
+
+    Attributes:
+        model: openvino.Model, to be changed before it is compiled.
 
     Raises:
         DependencyError: another release of OpenVINO is installed.
-        BundleError: the file is no model.
+        BundleError: the files are no model.
     """
-    version = ov.__version__
-    if not version.startswith(f"{RELEASE}."):
-        raise DependencyError(
-            f"expected OpenVINO {RELEASE}, got {version}: its attention operator changes from "
-            f"release to release.\nInstall it: pip install 'openvino=={RELEASE}.*'"
-        )
-    try:
-        return ov.Core().read_model(str(path))
-    except RuntimeError as error:
-        raise BundleError(
-            f"{path}: OpenVINO {version} cannot read the model: {error}\nBuild the bundle again."
-        ) from error
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._compiled: Any = None
+        self._request: Any = None
+        self._kept: list[NDArray[Any]] = []
+        version = ov.__version__
+        if not version.startswith(f"{RELEASE}."):
+            raise DependencyError(
+                f"expected OpenVINO {RELEASE}, got {version}: its attention operator changes from "
+                f"release to release.\nInstall it: pip install 'openvino=={RELEASE}.*'"
+            )
+        try:
+            with path.with_suffix(".bin").open("rb") as file:
+                # Copy on write, since OpenVINO takes no read-only memory; it writes nothing.
+                self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            weights = ov.Tensor(np.frombuffer(self._mapping, np.uint8), shared_memory=True)
+            self.model: Any = ov.Core().read_model(path.read_bytes(), weights)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BundleError(
+                f"{path}: OpenVINO {version} cannot read the model: {error}\n"
+                "Build the bundle again."
+            ) from error
+
+    def compile(self, threads: int | None, precision: Precision, weights: str) -> None:
+        """Compile the model for the CPU.
+
+        Args:
+            threads: None takes every core.
+            precision: Of the engine.
+            weights: Of this model: `precision.vision` or `precision.language`.
+
+        Raises:
+            BundleError: OpenVINO cannot.
+        """
+        activations = ACTIVATIONS[precision.activations]
+        settings = {
+            "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": activations,
+            "KV_CACHE_PRECISION": activations,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": (
+                precision.int4_block if weights == "int4" else INT8_GROUP
+            ),
+        }
+        try:
+            self._compiled = ov.Core().compile_model(self.model, "CPU", settings)
+            self._request = self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise BundleError(
+                f"{self._path}: OpenVINO {ov.__version__} cannot compile the model: {error}\n"
+                "Build the bundle again, or build one for --target cpu."
+            ) from error
+
+    def keep_cache(self, name: str, states: Float, blocks: int) -> NDArray[Any]:
+        """Give a cache of so many blocks that holds the states of the first positions.
+
+        Args:
+            name: Of the input.
+            states: Keys or values [kv_heads, n, head_dim].
+            blocks: Blocks of the cache.
+
+        Returns:
+            Where OpenVINO holds it (see `read_positions`).
+        """
+        element = self._compiled.input(name).get_element_type()
+        heads, _, width = states.shape
+        cache = np.zeros((blocks, heads, BLOCK, width), np.float32)
+        _write_positions(cache, states)
+        bits = cache.view(np.uint16)[..., 1::2] if element == ov.Type.bf16 else cache
+        held = np.ascontiguousarray(bits)
+        self._kept.append(held)
+        self._request.set_tensor(name, ov.Tensor(held, ov.Shape(list(held.shape)), element))
+        return held
+
+    def run(self, given: Mapping[str, NDArray[Any]], *outputs: str) -> list[Float]:
+        """Run on some inputs; returns copies of some outputs."""
+        for name, array in given.items():
+            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        self._request.infer()
+        return [self._request.get_tensor(name).data.copy() for name in outputs]
+
+    def release(self) -> None:
+        """Let go of the pages of the file that were read; they are read again where needed.
+
+        OpenVINO has copied the weights into an order of its own once it has run, and the file's
+        would stay in memory beside them.
+        """
+        self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def with_kv_cache(model: ov.Model, geometry: LanguageGeometry, layers: Iterable[int]) -> ov.Model:
+def put_kv_cache(stored: OpenVinoModel, geometry: LanguageGeometry, layers: Iterable[int]) -> None:
     """Replace the attention of a language model's layers by one over a KV cache.
 
     The model gets inputs more: those that say where the pass stands, and `key_cache.N` and
@@ -84,6 +172,7 @@ def with_kv_cache(model: ov.Model, geometry: LanguageGeometry, layers: Iterable[
         )
     }
     parameters = list(inputs.values())
+    model = stored.model
     nodes = {node.get_friendly_name(): node for node in model.get_ops()}
     for layer in layers:
         caches = [_parameter(f"{name}.{layer}", [-1] * 4, ov.Type.dynamic) for name in CACHES]
@@ -91,33 +180,8 @@ def with_kv_cache(model: ov.Model, geometry: LanguageGeometry, layers: Iterable[
         read = [nodes[f"{name}.{layer}"] for name in (QUERY, KEY, VALUE)]
         attention = _paged_attention(read, caches, inputs, geometry)
         nodes[f"{ATTENDED}.{layer}"].output(0).replace(attention.output(0))
-    return ov.Model(model.get_results(), [*model.get_parameters(), *parameters], model.get_name())
-
-
-def compile_model(model: ov.Model, path: Path, threads: int | None) -> ov.CompiledModel:
-    """Compile a model for the CPU; `path` is where it came from.
-
-    Activations, keys and values are float32: what a row gives does not depend on what shares its
-    pass (docs/architecture.md, "OpenVINO").
-
-    Raises:
-        BundleError: OpenVINO cannot.
-    """
-    settings: Mapping[str, Any] = {
-        "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "KV_CACHE_PRECISION": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": QUANTIZED_GROUP,
-    }
-    try:
-        return ov.Core().compile_model(model, "CPU", dict(settings))
-    except RuntimeError as error:
-        raise BundleError(
-            f"{path}: OpenVINO {ov.__version__} cannot compile the model: {error}\n"
-            "Build the bundle again, or build one for --target cpu."
-        ) from error
+    given = [*model.get_parameters(), *parameters]
+    stored.model = ov.Model(model.get_results(), given, model.get_name())
 
 
 def pass_inputs(start: int, count: int, blocks: NDArray[np.int32]) -> dict[str, NDArray[np.int32]]:
@@ -136,7 +200,7 @@ def pass_inputs(start: int, count: int, blocks: NDArray[np.int32]) -> dict[str, 
     return {BLOCKS: used, **{name: np.array(value, np.int32) for name, value in values.items()}}
 
 
-def write_positions(cache: Float, states: Float) -> None:
+def _write_positions(cache: Float, states: Float) -> None:
     """Write keys or values [kv_heads, n, head_dim] of the first positions into a cache."""
     heads, count, width = states.shape
     padded = np.zeros((heads, -(-count // BLOCK) * BLOCK, width), np.float32)
@@ -145,11 +209,13 @@ def write_positions(cache: Float, states: Float) -> None:
     cache[: len(blocks)] = blocks
 
 
-def read_positions(cache: Float, count: int) -> Float:
+def read_positions(cache: NDArray[Any], count: int) -> Float:
     """Return the keys or values [kv_heads, count, head_dim] of a cache's first positions."""
     _, heads, _, width = cache.shape
-    whole = cache.transpose(1, 0, 2, 3).reshape(heads, -1, width)
-    return np.ascontiguousarray(whole[:, :count])
+    whole = np.ascontiguousarray(cache.transpose(1, 0, 2, 3).reshape(heads, -1, width)[:, :count])
+    if whole.dtype == np.uint16:  # the upper halves of float32
+        return (whole.astype(np.uint32) << 16).view(np.float32)
+    return whole
 
 
 def _parameter(name: str, shape: list[int], element: ov.Type = ov.Type.i32) -> ov.Node:

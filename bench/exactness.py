@@ -33,7 +33,6 @@ from autovla_rt.demo.drivers import Decision, WorldCameras, request_of
 from autovla_rt.demo.world import World
 from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.output_file import write_file
-from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 from autovla_rt.runtime.camera_encoder import Seen
 from autovla_rt.runtime.decode import Decoded
 from autovla_rt.runtime.decoding_options import Mode
@@ -83,9 +82,9 @@ class Comparison:
     """One bundle, plain and with speed-ups, asked the requests of one drive."""
 
     def __init__(self, bundle: Bundle, *, threads: int, thinking_token_budget: int) -> None:
-        vision = OrtVision(bundle, threads)
-        self.plain = Planner(bundle, vision, OrtLanguage(bundle, threads, use_prefix=False))
-        self.prefixed = Planner(bundle, vision, OrtLanguage(bundle, threads))
+        vision, language = open_engines(bundle, threads, use_prefix=False)
+        self.plain = Planner(bundle, vision, language)
+        self.prefixed = Planner(bundle, vision, open_engines(bundle, threads)[1])
         self._budget = thinking_token_budget
         self.begin()
 
@@ -221,6 +220,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="or an engine, for any frame size")
     parser.add_argument("out", type=Path)
     parser.add_argument("--precision", default="int8")
+    parser.add_argument("--target", default="cpu", help="cpu (ONNX Runtime) or x86 (OpenVINO)")
     parser.add_argument("--drives", type=int, default=13)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--thinking-token-budget", type=int, default=512)
@@ -230,7 +230,7 @@ def main() -> None:
         engine = arguments.checkpoint
         if not (engine / "engine.json").exists():
             engine = Path(scratch) / "engine"
-            build_world_engine(arguments.checkpoint, engine, arguments.precision)
+            build_world_engine(arguments.checkpoint, engine, arguments.precision, arguments.target)
         comparison = Comparison(
             load_bundle(engine),
             threads=arguments.threads,

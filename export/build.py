@@ -96,7 +96,13 @@ class Settings:
     def parts(self) -> Precision:
         """Precision of each part."""
         vision, language = PRECISIONS[self.precision]
-        return Precision(vision=vision, language=language, int4_block=self.int4_block)
+        in_bf16 = language != "fp32" and TARGETS[self.target].backend == "openvino"
+        return Precision(
+            vision=vision,
+            language=language,
+            int4_block=self.int4_block,
+            activations="bf16" if in_bf16 else "fp32",
+        )
 
 
 def check_settings(settings: Settings) -> Target:

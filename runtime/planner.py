@@ -405,8 +405,12 @@ def _require_threads(threads: int | None) -> None:
         )
 
 
-def open_engines(bundle: Bundle, threads: int | None) -> tuple[VisionEngine, LanguageEngine]:
+def open_engines(
+    bundle: Bundle, threads: int | None, *, use_prefix: bool = True
+) -> tuple[VisionEngine, LanguageEngine]:
     """Open the engines of a bundle's backend.
+
+    Without `use_prefix` the language engine starts empty (to check that nothing changes).
 
     Raises:
         BundleError: this version has no such backend, or the engines do not load.
@@ -423,10 +427,12 @@ def open_engines(bundle: Bundle, threads: int | None) -> tuple[VisionEngine, Lan
     if backend == "openvino":
         from autovla_rt.runtime.backends.openvino import OpenVinoLanguage, OpenVinoVision
 
-        return OpenVinoVision(bundle, threads), OpenVinoLanguage(bundle, threads)
+        # The larger one first: while a model loads, its weights are in memory twice.
+        language = OpenVinoLanguage(bundle, threads, use_prefix=use_prefix)
+        return OpenVinoVision(bundle, threads), language
     from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 
-    return OrtVision(bundle, threads), OrtLanguage(bundle, threads)
+    return OrtVision(bundle, threads), OrtLanguage(bundle, threads, use_prefix=use_prefix)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from autovla_rt.config import LanguageGeometry
+from autovla_rt.config import LanguageGeometry, Precision
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
 
@@ -23,13 +23,18 @@ LAYER_FILE = "prefix_layer.onnx"
 
 
 def prefix_layers(
-    folder: Path, geometry: LanguageGeometry, embeddings: Float, tables: Mapping[str, Float]
+    folder: Path,
+    geometry: LanguageGeometry,
+    _precision: Precision,
+    embeddings: Float,
+    tables: Mapping[str, Float],
 ) -> Iterator[tuple[Float, Float]]:
     """Yield every layer's keys and values [kv_heads, n, head_dim].
 
     Args:
         folder: Holds language.onnx and its weights.
         geometry: Of the language model.
+        _precision: Not needed: the graph has it.
         embeddings: [n, hidden].
         tables: "cos" and "sin" [n, head_dim / 2].
     """

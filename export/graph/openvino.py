@@ -21,7 +21,7 @@ from autovla_rt.export.quantize import int4_blockwise, int8_per_channel
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.export.weight_source import WeightSource, matrix_chunks, matrix_shape
 from autovla_rt.openvino_library import ov
-from autovla_rt.openvino_model import ATTENDED, KEY, NORMED, QUERY, SUM, VALUE
+from autovla_rt.openvino_model import ATTENDED, KEY, QUERY, SUM, VALUE
 
 ops = ov.opset15
 
@@ -94,12 +94,10 @@ class OpenVinoOps:
     def add_rms_norm(
         self, x: Value, delta: Value, weight: str, epsilon: float
     ) -> tuple[Value, Value]:
-        """Return (x + delta, rms_norm(x + delta)), named by the weight."""
+        """Return (x + delta, rms_norm(x + delta)); the sum is named by the weight."""
         total = ops.add(self._values[x], self._values[delta])
         total.set_friendly_name(f"{weight}{SUM}")
-        normed = self._rms_norm(total, weight, epsilon)
-        normed.set_friendly_name(f"{weight}{NORMED}")
-        return self._named(total), self._named(normed)
+        return self._named(total), self._named(self._rms_norm(total, weight, epsilon))
 
     def silu_mul(self, gate: Value, up: Value) -> Value:
         """silu(gate) * up."""
@@ -133,11 +131,11 @@ class OpenVinoOps:
 
     def rotary(self, x: Value, cos: Value, sin: Value, num_heads: int) -> Value:
         """Rotate [B, S, heads*D] by position s."""
-        states, tables = self._values[x], (self._values[cos], self._values[sin])
-        length, half = tables[0].get_partial_shape().to_shape()
-        split = _reshape(states, [-1, length, num_heads, 2 * half])
-        shaped = [_reshape(table, [1, length, 1, half]) for table in tables]
-        return self._named(_reshape(_rotated(split, *shaped), [-1, length, num_heads * 2 * half]))
+        length, half = self._values[cos].get_partial_shape().to_shape()
+        tables = [self._table(table, [1, length, 1, 2 * half]) for table in (cos, sin)]
+        states = _reshape(self._values[x], [-1, length, num_heads, 2 * half])
+        rotated = _rotated(states, tables, 2 * half)
+        return self._named(_reshape(rotated, [-1, length, num_heads * 2 * half]))
 
     def attention(self, query: Value, key: Value, value: Value, num_heads: int) -> Value:
         """Bidirectional softmax attention over [B, S, heads*D]."""
@@ -155,7 +153,7 @@ class OpenVinoOps:
     ) -> Value:
         """Causal grouped-query attention over the pass alone, named so that a cache can be put in.
 
-        See `autovla_rt.openvino_model.with_kv_cache`.
+        See `autovla_rt.openvino_model.put_kv_cache`.
         """
         if layer == 0:
             for table in ("cos", "sin"):
@@ -163,13 +161,13 @@ class OpenVinoOps:
         widths = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
         rows = _reshape(self._values[qkv], [-1, sum(widths)])
         parts = ops.variadic_split(rows, _integer(1), ops.constant(np.array(widths, np.int64)))
-        tables = [_reshape(self._values[t], [-1, 1, head_dim // 2]) for t in ("cos", "sin")]
+        tables = [self._table(table, [-1, 1, 1, head_dim]) for table in ("cos", "sin")]
         named = {}
         for name, output, width in zip((QUERY, KEY, VALUE), parts.outputs(), widths, strict=True):
-            states = _reshape(output, [-1, width // head_dim, head_dim])
             if name != VALUE:
-                states = _rotated(states, *tables)
-            named[name] = _reshape(states, [-1, width])
+                heads = _reshape(output, [-1, width // head_dim, 1, head_dim])
+                output = _rotated(heads, tables, head_dim).output(0)
+            named[name] = _reshape(output, [-1, width])
             named[name].set_friendly_name(f"{name}.{layer}")
         query, key, value = (
             _transpose(_reshape(named[name], [1, -1, width // head_dim, head_dim]))
@@ -257,6 +255,14 @@ class OpenVinoOps:
         normed = ops.multiply(x, ops.divide(ops.constant(np.float32(1)), root))
         return ops.multiply(normed, ops.constant(self._rows(weight)))
 
+    def _table(self, name: Value, shape: Sequence[int]) -> Node:
+        """Return a rotary table [n, D/2] for both halves of a head, in a shape [..., D]."""
+        key = f"{name} of both halves"
+        if key not in self._values:
+            half = self._values[name]
+            self._values[key] = _reshape(ops.concat([half, half], -1), shape).output(0)
+        return self._values[key]
+
     def _rows(self, name: str) -> NDArray[np.float32]:
         return self._source.rows(name, 0, self._source.shape(name)[0])
 
@@ -277,16 +283,18 @@ WEIGHTS: dict[str, Callable[[OpenVinoOps, tuple[str, ...]], Node]] = {
 """Precision -> how weights are stored."""
 
 
-def _rotated(x: Node, cos: Node, sin: Node) -> Node:
-    """Rotate the last axis of `x`, whose halves are paired."""
-    first, second = ops.split(x, _integer(-1), 2).outputs()
-    return ops.concat(
-        [
-            ops.subtract(ops.multiply(first, cos), ops.multiply(second, sin)),
-            ops.add(ops.multiply(second, cos), ops.multiply(first, sin)),
-        ],
-        -1,
-    )
+def _rotated(x: Node, tables: Sequence[Node], size: int) -> Node:
+    """Rotate the last axis of x [a, b, c, size], whose halves are paired.
+
+    In the form that the CPU plugin recognises and computes in one step.
+    """
+    start, half, end, step, axis = (_integers(i) for i in (0, size // 2, size, 1, 3))
+    first = ops.slice(x, start, half, step, axis)
+    second = ops.slice(x, half, end, step, axis)
+    cos, sin = tables
+    minus = ops.constant(np.full((1, 1, 1, 1), -1, np.float32))
+    turned = ops.concat([ops.multiply(second, minus), first], -1)
+    return ops.add(ops.multiply(x, cos), ops.multiply(turned, sin))
 
 
 def _reshape(x: Node, shape: Sequence[int]) -> Node:

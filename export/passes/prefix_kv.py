@@ -23,7 +23,8 @@ from autovla_rt.prefix import PREFIX_FILE, prefix_length, write_prefix
 
 Float = NDArray[np.float32]
 PrefixLayers = Callable[
-    [Path, LanguageGeometry, Float, Mapping[str, Float]], Iterator[tuple[Float, Float]]
+    [Path, LanguageGeometry, Precision, Float, Mapping[str, Float]],
+    Iterator[tuple[Float, Float]],
 ]
 """A backend's way from a folder, embeddings and rotary tables to each layer's keys and values."""
 
@@ -48,7 +49,7 @@ def emit_prefix_kv(
     tables = load_file(folder / "rotary.safetensors")
     tables = {name: np.ascontiguousarray(table[:count]) for name, table in tables.items()}
     cache = []
-    for pair in layers(folder, geometry, embeddings, tables):
+    for pair in layers(folder, geometry, precision, embeddings, tables):
         cache.append(pair)
         advance(1)
     write_prefix(folder / PREFIX_FILE, cache, prompt, precision)

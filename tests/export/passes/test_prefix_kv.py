@@ -12,8 +12,6 @@ from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.errors import BundleError
 from autovla_rt.export.build import PRECISIONS
 from autovla_rt.prefix import BINDING, PREFIX_FILE, prefix_length, read_prefix
-from autovla_rt.runtime.backends.openvino import OpenVinoLanguage
-from autovla_rt.runtime.backends.ort import OrtLanguage
 from autovla_rt.runtime.planner import Planner, open_engines
 from autovla_rt.runtime.scene import read_frames_dir
 
@@ -29,8 +27,7 @@ def bundle(request, tmp_path_factory):
 
 
 def open_language(bundle, *, use_prefix=True):
-    language = {"ort": OrtLanguage, "openvino": OpenVinoLanguage}[bundle.manifest.backend]
-    return language(bundle, 1, use_prefix=use_prefix)
+    return open_engines(bundle, 1, use_prefix=use_prefix)[1]
 
 
 def prompt_embeddings(engine, bundle):
@@ -63,8 +60,7 @@ def test_plans_are_the_same_with_and_without(bundle):
     request = read_frames_dir(FRAMES)
     plans = []
     for use_prefix in (False, True):
-        language = open_language(bundle, use_prefix=use_prefix)
-        planner = Planner(bundle, open_engines(bundle, 1)[0], language)
+        planner = Planner(bundle, *open_engines(bundle, 1, use_prefix=use_prefix))
         for mode in ("fast", "slow"):
             plan = planner.plan(request, mode=mode).as_dict()
             del plan["stages_ms"]
