@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autovla_rt import __version__, cli_profile, cli_world
+from autovla_rt import __version__, cli_doctor, cli_profile, cli_world
 from autovla_rt.cli_options import (
     DEFAULT_ENGINE,
     EXACT,
@@ -56,12 +56,13 @@ app = typer.Typer(
     epilog=(
         "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 input, 4 checkpoint, 5 recipe, "
         "6 codebook, 7 bundle, 8 target, 9 capacity, 10 storage, 11 missing library, "
-        "12 camera layout."
+        "12 camera layout, 13 too little memory."
     ),
 )
 codebook_app = typer.Typer(help="Import, build and show action codebooks.", no_args_is_help=True)
 app.add_typer(codebook_app, name="codebook")
 app.command()(cli_profile.profile)
+app.command()(cli_doctor.doctor)
 app.command()(cli_world.drive)
 app.command()(cli_world.scenes)
 

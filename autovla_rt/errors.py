@@ -71,3 +71,9 @@ class LayoutError(AutovlaError):
     """An engine was compiled for other cameras or plans than those it is to drive with."""
 
     exit_code = 12
+
+
+class MemoryShortageError(AutovlaError):
+    """This machine has less free memory than an engine needs."""
+
+    exit_code = 13

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import sys
 
+from autovla_rt.errors import DependencyError
+
 TELEMETRY = "openvino_telemetry"
 
-if TELEMETRY in sys.modules or "openvino" in sys.modules:
+_absent = TELEMETRY not in sys.modules
+if _absent:
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # documented: imports of it fail
+try:
     import openvino as ov
-else:
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # documented: the import fails
-    try:
-        import openvino as ov
-    finally:
+except ModuleNotFoundError as error:
+    raise DependencyError(
+        "engines for the target x86 need openvino, which is not installed here.\n"
+        "Install it: pip install 'autovla-rt[openvino]'"
+    ) from error
+finally:
+    if _absent:
         del sys.modules[TELEMETRY]
 
 __all__ = ["ov"]

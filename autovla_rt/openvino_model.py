@@ -53,6 +53,35 @@ CACHES = ("key_cache", "value_cache")
 Float = NDArray[np.float32]
 
 
+def require_release() -> None:
+    """Refuse another release of OpenVINO than this version of autovla-rt was made for.
+
+    Raises:
+        DependencyError: another one is installed.
+    """
+    if not ov.__version__.startswith(f"{RELEASE}."):
+        raise DependencyError(
+            f"expected OpenVINO {RELEASE}, got {ov.__version__}: its attention operator changes "
+            f"from release to release.\nInstall it: pip install 'openvino=={RELEASE}.*'"
+        )
+
+
+def runs_here() -> str:
+    """Compute something on the CPU; returns the version.
+
+    Raises:
+        DependencyError: another release is installed.
+        RuntimeError: OpenVINO cannot.
+    """
+    require_release()
+    x = ov.opset15.parameter([1], np.float32)
+    model = ov.Model([ov.opset15.result(ov.opset15.negative(x))], [x], "negative")
+    (result,) = ov.Core().compile_model(model, "CPU")([np.ones(1, np.float32)]).values()
+    if result[0] != -1:
+        raise RuntimeError(f"-1 came out as {result[0]}")
+    return str(ov.get_version()).partition("-")[0]
+
+
 class OpenVinoModel:
     """A stored model; its weights stay in their file, mapped, until it is compiled and has run.
 
@@ -69,12 +98,7 @@ class OpenVinoModel:
         self._compiled: Any = None
         self._request: Any = None
         self._kept: list[NDArray[Any]] = []
-        version = ov.__version__
-        if not version.startswith(f"{RELEASE}."):
-            raise DependencyError(
-                f"expected OpenVINO {RELEASE}, got {version}: its attention operator changes from "
-                f"release to release.\nInstall it: pip install 'openvino=={RELEASE}.*'"
-            )
+        require_release()
         try:
             with path.with_suffix(".bin").open("rb") as file:
                 # Copy on write, since OpenVINO takes no read-only memory; it writes nothing.
@@ -83,7 +107,7 @@ class OpenVinoModel:
             self.model: Any = ov.Core().read_model(path.read_bytes(), weights)
         except (OSError, ValueError, RuntimeError) as error:
             raise BundleError(
-                f"{path}: OpenVINO {version} cannot read the model: {error}\n"
+                f"{path}: OpenVINO {ov.__version__} cannot read the model: {error}\n"
                 "Build the bundle again."
             ) from error
 

@@ -23,6 +23,7 @@ from rich.text import Text
 from autovla_rt.bundle import Bundle
 
 if TYPE_CHECKING:
+    from autovla_rt.runtime.doctor import Diagnosis
     from autovla_rt.runtime.planner import Plan
 
 
@@ -71,6 +72,27 @@ class ExportProgress:
         if self._task is not None:
             done = self._bars.tasks[self._task].total or 1
             self._bars.update(self._task, total=done, completed=done)
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print what a machine can run."""
+    machine = diagnosis.machine
+    table = _pairs(diagnosis.device)
+    memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB"
+    table.add_row("architecture", machine.architecture)
+    table.add_row("cores of this process", str(machine.cores))
+    table.add_row("free memory", memory)
+    table.add_row("of the CPU", ", ".join(machine.features) or "none that matters")
+    Console().print(table)
+    backends = _pairs("backends")
+    for finding in diagnosis.findings:
+        name = f"{finding.backend} (--target {finding.targets})"
+        works = "works" if finding.works else "does not work"
+        mend = f"\nmend it: {finding.fix}" if finding.fix else ""
+        backends.add_row(name, Text(f"{works}; {finding.found}{mend}"))
+    Console().print(backends)
+    for advice in diagnosis.advice:
+        Console().print(advice, highlight=False)
 
 
 def print_bundle(bundle: Bundle) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,6 +28,8 @@ from autovla_rt.runtime.decoding_options import (
 from autovla_rt.runtime.draft import NO_DRAFT, Draft
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.grammar import compile_answer
+from autovla_rt.runtime.machine import usable_cores
+from autovla_rt.runtime.memory import require_memory
 from autovla_rt.runtime.motion import constant_motion, steps_of
 from autovla_rt.runtime.prompt import PromptEncoder, place_features
 from autovla_rt.runtime.sampling import Sampler, Sampling
@@ -397,10 +398,10 @@ def _modes(plan: Plan) -> tuple[Mode, Mode | None]:
 
 def _require_threads(threads: int | None) -> None:
     """Refuse 0, which ONNX Runtime reads as every core, and more threads than can run at once."""
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if threads is not None and not 1 <= threads <= cores:
         raise InputError(
-            f"threads: expected 1 to {cores} (the cores of this machine), got {threads}.\n"
+            f"threads: expected 1 to {cores} (the cores of this process), got {threads}.\n"
             "Leave it out to use every core."
         )
 
@@ -414,7 +415,9 @@ def open_engines(
 
     Raises:
         BundleError: this version has no such backend, or the engines do not load.
+        DependencyError: the backend's library is missing or of another release.
         InputError: `threads` is not from 1 to the number of cores.
+        MemoryShortageError: there is too little memory; nothing was loaded.
     """
     _require_threads(threads)
     backend = bundle.manifest.backend
@@ -424,6 +427,7 @@ def open_engines(
             f"{bundle.manifest.target}), expected one of {', '.join(BACKENDS)}. Run it on its own "
             "device, or build an engine for this one."
         )
+    require_memory(bundle)
     if backend == "openvino":
         from autovla_rt.runtime.backends.openvino import OpenVinoLanguage, OpenVinoVision
 
