@@ -16,7 +16,7 @@ DEMO_NOTE := miniature AutoVLA, trained on drawn scenes (demo/): never for a rea
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-engine demo-model demo-model-sft engine test lint bench clean
+.PHONY: help setup demo demo-engine demo-model demo-model-sft engine test lint bench bench-export clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,8 +54,11 @@ lint: $(VENV)/dev.stamp  ## Check style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/dev.stamp  ## Measure export and planning at the real 3B geometry (40 GB of disk)
-	PYTHONPATH=bench $(BIN)/python bench/export_3b.py
+bench: $(VENV)/dev.stamp .venv-bench/stamp .venv-genai/stamp  ## Race the peers at the real 3B geometry (45 GB of disk, an hour)
+	PYTHONPATH=bench $(BIN)/python bench/race.py build/race build/race/report
+
+bench-export: $(VENV)/dev.stamp  ## Measure export at the real 3B geometry (40 GB of disk)
+	PYTHONPATH=bench $(BIN)/python bench/export_3b.py --plans 0
 
 clean:  ## Remove what was built, not .venv
 	rm -rf build dist engines/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -63,6 +66,17 @@ clean:  ## Remove what was built, not .venv
 $(VENV)/base.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,demo,plot]'
+	touch $@
+
+.venv-bench/stamp: bench/peers/requirements.txt bench/peers/requirements-alone.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet -r bench/peers/requirements.txt
+	.venv-bench/bin/pip install --quiet --no-deps -r bench/peers/requirements-alone.txt
+	touch $@
+
+.venv-genai/stamp: bench/peers/requirements-genai.txt
+	test -x .venv-genai/bin/python || $(PYTHON) -m venv .venv-genai
+	.venv-genai/bin/pip install --quiet -r bench/peers/requirements-genai.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/base.stamp

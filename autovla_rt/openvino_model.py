@@ -122,8 +122,20 @@ class OpenVinoModel:
         Raises:
             BundleError: OpenVINO cannot.
         """
+        settings = self.settings(threads, precision, weights)
+        try:
+            self._compiled = ov.Core().compile_model(self.model, "CPU", settings)
+            self._request = self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise BundleError(
+                f"{self._path}: OpenVINO {ov.__version__} cannot compile the model: {error}\n"
+                "Build the bundle again, or build one for --target cpu."
+            ) from error
+
+    def settings(self, threads: int | None, precision: Precision, weights: str) -> dict[str, Any]:
+        """Return what the CPU plugin is told; arguments as for `compile`."""
         activations = ACTIVATIONS[precision.activations]
-        settings = {
+        return {
             "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -133,14 +145,6 @@ class OpenVinoModel:
                 precision.int4_block if weights == "int4" else INT8_GROUP
             ),
         }
-        try:
-            self._compiled = ov.Core().compile_model(self.model, "CPU", settings)
-            self._request = self._compiled.create_infer_request()
-        except RuntimeError as error:
-            raise BundleError(
-                f"{self._path}: OpenVINO {ov.__version__} cannot compile the model: {error}\n"
-                "Build the bundle again, or build one for --target cpu."
-            ) from error
 
     def keep_cache(self, name: str, states: Float, blocks: int) -> NDArray[Any]:
         """Give a cache of so many blocks that holds the states of the first positions.
