@@ -111,8 +111,10 @@ def check_settings(settings: Settings) -> Target:
     Raises:
         TargetError: an illegal target, precision or int4 block.
         CapacityError: a KV capacity beyond the model's positions.
+        DependencyError: the backend's library is missing.
     """
     target = check_target(settings.target, settings.precision)
+    emitter(target.backend)
     if settings.int4_block not in INT4_BLOCKS:
         raise TargetError(
             f"int4 block {settings.int4_block}: expected one of "

@@ -1,14 +1,20 @@
 """OpenVINO reports nothing, and another release than the one it was made for is refused."""
 
+import gc
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from demo_engine import FRAMES
 
 from autovla_rt import openvino_model
+from autovla_rt.bundle import load_bundle
 from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.errors import BundleError, DependencyError
-from autovla_rt.runtime.planner import Planner
+from autovla_rt.runtime.planner import Planner, open_engines
+from autovla_rt.runtime.scene import read_frames_dir
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +53,38 @@ def test_files_that_are_no_model_are_refused(tmp_path):
     (tmp_path / "m.bin").unlink()
     with pytest.raises(BundleError, match="cannot read the model"):
         openvino_model.OpenVinoModel(tmp_path / "m.xml")
+
+
+def mapped_kib(name):
+    """Resident kibibytes of the mappings of files of this name."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith(name)
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+def test_the_files_pages_are_let_go_once_the_weights_are_in_order(engine, monkeypatch):
+    released = Planner.load(engine)
+    assert mapped_kib("language.bin") == 0
+    assert mapped_kib(".bin") < 200  # the text head's, which is not used yet
+    del released
+    gc.collect()
+    monkeypatch.setattr(openvino_model.OpenVinoModel, "release", lambda _model: None)
+    kept = Planner.load(engine)
+    assert mapped_kib("language.bin") > 1000
+    assert kept.plan(read_frames_dir(FRAMES)).status == "ok"
+
+
+def test_a_stored_language_model_is_whole_without_its_cache(demo, tmp_path):
+    build_world_engine(demo.base.parent, tmp_path / "engine", "fp32", "x86")
+    bundle = load_bundle(tmp_path / "engine")
+    _, language = open_engines(bundle, 1, use_prefix=False)
+    embeddings = language.embed(np.arange(100, 140))
+    stored = openvino_model.OpenVinoModel(bundle.path("language.xml"))
+    stored.compile(1, bundle.manifest.precision, "fp32")
+    tables = {name: table[:40] for name, table in language._tables.items()}
+    (alone,) = stored.run({"embeddings": embeddings, "rows": np.arange(40), **tables}, "hidden")
+    np.testing.assert_allclose(alone, language.extend(embeddings), atol=1e-4)
