@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from export_3b import REPO
-from race_files import ENGINES, PEERS, prepare, prepare_miniature
+from race_files import ENGINES, PEERS, peer_environment, prepare, prepare_miniature
 
 from autovla_rt.runtime.device import describe_device
 
@@ -78,7 +78,10 @@ def run(
     engine = () if contestant.is_peer else (name,)
     script, *words = contestant.command
     command = [python, script, work, *engine, *words, "--threads", str(threads)]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    environment = peer_environment() if contestant.is_peer else None
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env=environment
+    )
     if done.returncode:
         return f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -163,7 +166,7 @@ def draw(rows: dict[str, Record], path: Path) -> None:
         axes.text(left[index], index, f" {left[index]:.1f} s", va="center")
     axes.set_xlabel("seconds of a request")
     axes.set_xlim(0, 1.12 * left.max())
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     FigureCanvasAgg(figure).print_png(str(path))
 
 

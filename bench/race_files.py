@@ -91,12 +91,13 @@ def prepare(work: Path, only: list[str], peers_python: Path) -> None:
         done = work / f"{name}.done"
         if (only and name not in only) or done.exists():
             continue
+        is_peer = name not in ENGINES
         words = command()
         if not Path(words[0]).exists():
             print(f"{name}: skipped: {words[0]} is missing", file=sys.stderr, flush=True)
             continue
         print(name, file=sys.stderr, flush=True)
-        subprocess.run(words, check=True)
+        subprocess.run(words, check=True, env=peer_environment() if is_peer else None)
         done.touch()
 
 
@@ -137,6 +138,11 @@ def write_language_alone(base: Path, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"})
     )
+
+
+def peer_environment() -> dict[str, str]:
+    """Return an environment in which a peer's script finds its neighbours, and nothing of ours."""
+    return {**os.environ, "PYTHONPATH": str(PEERS)}
 
 
 def _build(work: Path, name: str) -> list[str]:

@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "groups of 64": {GROUP: 64},
     "groups of 32": {GROUP: 32},
     "threads pinned": {"ENABLE_CPU_PINNING": True},
-    "throughput hint": {"PERFORMANCE_HINT": "THROUGHPUT"},
+    "work shared out as cores get free": {"TBB_PARTITIONER": "AUTO"},
 }
 
 
