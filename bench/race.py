@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def run(
     engine = () if contestant.is_peer else (name,)
     script, *words = contestant.command
     command = [python, script, work, *engine, *words, "--threads", str(threads)]
-    environment = peer_environment() if contestant.is_peer else None
+    beside = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCH), *sys.path])}
+    environment = peer_environment() if contestant.is_peer else beside
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, env=environment
     )

@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import os
-import autovla_rt.runtime.planner
+import autovla_rt.runtime.backends.ort
 assert ("CI" in os.environ) == {ci}, os.environ
 """
 
