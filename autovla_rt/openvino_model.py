@@ -8,8 +8,8 @@ between passes.
 
 from __future__ import annotations
 
+import logging
 import mmap
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from autovla_rt.config import LanguageGeometry, Precision
 from autovla_rt.errors import BundleError, DependencyError
+from autovla_rt.machine import usable_cores
 from autovla_rt.openvino_library import ov
 
 RELEASE = "2026.4"
@@ -50,7 +51,11 @@ LONGEST = "max_context_len"
 
 CACHES = ("key_cache", "value_cache")
 
+PRECISION_HINT = "INFERENCE_PRECISION_HINT"
+
 Float = NDArray[np.float32]
+
+log = logging.getLogger("autovla_rt")
 
 
 def require_release() -> None:
@@ -131,15 +136,24 @@ class OpenVinoModel:
                 f"{self._path}: OpenVINO {ov.__version__} cannot compile the model: {error}\n"
                 "Build the bundle again, or build one for --target cpu."
             ) from error
+        wanted = ACTIVATIONS[precision.activations]
+        if (got := self._compiled.get_property(PRECISION_HINT)) != getattr(ov.Type, wanted):
+            log.warning(
+                "%s: built to compute in %s between products, this CPU computes in %s: slower, and "
+                "not to the last bit what another computes",
+                self._path.name,
+                wanted,
+                got.get_type_name(),
+            )
 
     def settings(self, threads: int | None, precision: Precision, weights: str) -> dict[str, Any]:
         """Return what the CPU plugin is told; arguments as for `compile`."""
         activations = ACTIVATIONS[precision.activations]
         return {
-            "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": activations,
+            PRECISION_HINT: activations,
             "KV_CACHE_PRECISION": activations,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": (
                 precision.int4_block if weights == "int4" else INT8_GROUP
@@ -161,8 +175,7 @@ class OpenVinoModel:
         heads, _, width = states.shape
         cache = np.zeros((blocks, heads, BLOCK, width), np.float32)
         _write_positions(cache, states)
-        bits = cache.view(np.uint16)[..., 1::2] if element == ov.Type.bf16 else cache
-        held = np.ascontiguousarray(bits)
+        held = _bfloat16_bits(cache) if element == ov.Type.bf16 else cache
         self._kept.append(held)
         self._request.set_tensor(name, ov.Tensor(held, ov.Shape(list(held.shape)), element))
         return held
@@ -235,6 +248,12 @@ def _write_positions(cache: Float, states: Float) -> None:
     padded[:, :count] = states
     blocks = padded.reshape(heads, -1, BLOCK, width).transpose(1, 0, 2, 3)
     cache[: len(blocks)] = blocks
+
+
+def _bfloat16_bits(values: Float) -> NDArray[np.uint16]:
+    """Round to nearest even; values that a bfloat16 engine has computed are kept as they are."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def read_positions(cache: NDArray[Any], count: int) -> Float:

@@ -22,10 +22,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from random_checkpoint import GEOMETRY_3B, write_config, write_hf_folder, write_lightning
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer
 
+from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA
 from autovla_rt.kernels.contour import pose_to_corners
 
 REPO = Path(__file__).resolve().parents[1]
@@ -60,13 +62,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         folder = Path(work)
         write_base(folder, arguments.processor)
+        write_frames(folder / "frames")
         for kind in arguments.checkpoint:
             checkpoint = write_checkpoint(folder, kind)
             for precision in arguments.precision:
                 row = {"checkpoint": kind, "precision": precision}
                 row |= measure_build(folder, checkpoint, precision, arguments.target)
                 if arguments.plans:
-                    row |= measure_plan(folder / "engine", arguments.plans)
+                    row |= measure_plan(folder / "engine", folder / "frames", arguments.plans)
                 print(json.dumps(row), flush=True)
                 rows.append(row)
             remove(checkpoint)
@@ -125,9 +128,20 @@ def measure_build(folder: Path, checkpoint: Path, precision: str, target: str) -
     return {f"build_{key}": value for key, value in measured.items()} | {"bundle_gib": size / 2**30}
 
 
-def measure_plan(engine: Path, plans: int) -> dict[str, float]:
-    """Plan the demo scene in fresh processes, once to verify hashes and `plans` times; medians."""
-    command = f"plan --frames {REPO}/calib_data/demo --mode fast --json --engine {engine}".split()
+def write_frames(folder: Path) -> None:
+    """Write a request's JPEG files, 1920x1080."""
+    rng = np.random.default_rng(0)
+    for camera in CAMERAS:
+        (folder / camera).mkdir(parents=True)
+        for index in range(FRAMES_PER_CAMERA):
+            coarse = Image.fromarray(rng.integers(0, 256, (9, 16, 3), np.uint8))
+            coarse.resize((1920, 1080)).save(folder / camera / f"{index}.jpg")
+
+
+def measure_plan(engine: Path, frames: Path, plans: int) -> dict[str, float]:
+    """Plan in fresh processes, once to verify hashes and `plans` times; medians."""
+    request = f"--frames {frames} --speed 5 --acceleration 0.1 --instruction ahead"
+    command = f"plan {request} --mode fast --json --engine {engine}".split()
     first, *runs = [measure(command) for _ in range(plans + 1)]
     answers = [json.loads(output) for _, output, _ in runs]
     assert all(len(answer["action_tokens"]) == 10 for answer in answers)

@@ -34,7 +34,7 @@ BENCH = Path(__file__).parent
 STAGES = ("vision", "prefill", "decode")
 VISION_OF = "OpenVINO, tuned, int4"
 """Peers without a vision tower are given this one's time: the fastest."""
-GEMM = "int8 GEMM"
+OFFICIAL = "transformers, bfloat16"
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,23 @@ class Contestant:
     """Who runs.
 
     Attributes:
-        command: Its worker, without Python, folder and options.
+        worker: Its script.
         needs: What must be in the folder of files.
         is_peer: Whether it runs in the peers' environment.
     """
 
-    command: tuple[str, ...]
+    worker: Path
     needs: str
     is_peer: bool = True
 
 
 CONTESTANTS = {
-    "transformers, bfloat16": Contestant(
-        (str(PEERS / "transformers_official.py"),), "base/config.json"
-    ),
-    "llama.cpp, Q4_0": Contestant((str(PEERS / "llama_cpp_language.py"),), "llama.gguf"),
-    "onnxruntime-genai, int4": Contestant(
-        (str(PEERS / "genai_language.py"),), "genai/genai_config.json"
-    ),
-    VISION_OF: Contestant((str(PEERS / "openvino_tuned.py"),), "openvino-vision-7.xml"),
+    OFFICIAL: Contestant(PEERS / "transformers_official.py", "base/config.json"),
+    "llama.cpp, Q4_0": Contestant(PEERS / "llama_cpp_language.py", "llama.gguf"),
+    "onnxruntime-genai, int4": Contestant(PEERS / "genai_language.py", "genai/genai_config.json"),
+    VISION_OF: Contestant(PEERS / "openvino_tuned.py", "openvino-vision-7.xml"),
     **{
-        name: Contestant((str(BENCH / "race_ours.py"),), f"{name}/engine.json", is_peer=False)
+        name: Contestant(BENCH / "race_ours.py", f"{name}/engine.json", is_peer=False)
         for name in ENGINES
     },
 }
@@ -77,8 +73,7 @@ def run(
     if not (work / contestant.needs).exists():
         return f"skipped: {contestant.needs} is missing in {work}"
     engine = () if contestant.is_peer else (name,)
-    script, *words = contestant.command
-    command = [python, script, work, *engine, *words, "--threads", str(threads)]
+    command = [python, contestant.worker, work, *engine, "--threads", str(threads)]
     beside = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCH), *sys.path])}
     environment = peer_environment() if contestant.is_peer else beside
     done = subprocess.run(
@@ -128,7 +123,7 @@ def markdown(rows: dict[str, Record], skipped: dict[str, str], facts: Record) ->
     """Return the table that people read."""
     peers = {n: r["request"] for n, r in rows.items() if n in CONTESTANTS}
     best = min(peers, key=peers.__getitem__, default=None)
-    official = rows.get("transformers, bfloat16")
+    official = rows.get(OFFICIAL)
     lines = [
         "| | Vision s | Prefill s | Decode s | Request s (least-most) | Passes | "
         "against the best peer | against transformers | Load s | Peak RSS GiB |",
@@ -172,8 +167,8 @@ def draw(rows: dict[str, Record], path: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def race(work: Path, out: Path, *, rounds: int, threads: int, peers_python: Path) -> Record:
-    """Run the rounds; writes the report after each, and returns it."""
+def race(work: Path, out: Path, *, rounds: int, threads: int, peers_python: Path) -> None:
+    """Run the rounds; writes the report after each."""
     table: Table = {}
     facts: Record = {}
     skipped: dict[str, str] = {}
@@ -196,7 +191,7 @@ def race(work: Path, out: Path, *, rounds: int, threads: int, peers_python: Path
             "device": describe_device(),
             "threads": threads,
             "rounds": number + 1,
-            f"{GEMM}, GOP/s": gemm,
+            "int8 GEMM, GOP/s": gemm,
             "rows": rows,
             "seconds": table,
             "facts": facts,
@@ -205,7 +200,6 @@ def race(work: Path, out: Path, *, rounds: int, threads: int, peers_python: Path
         out.with_suffix(".json").write_text(json.dumps(report, indent=1))
         out.with_suffix(".md").write_text(markdown(rows, skipped, facts))
         draw(rows, out.with_suffix(".png"))
-    return report
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def measure(engine: Path, changes: dict[str, Any], passes: int) -> dict[str, flo
     ) -> dict[str, Any]:
         return {**shipped(model, threads, precision, weights), **changes}
 
-    OpenVinoModel.settings = changed  # type: ignore[method-assign]
+    OpenVinoModel.settings = changed
     bundle = load_bundle(engine)
     language, vision = OpenVinoLanguage(bundle), OpenVinoVision(bundle)
     rng = np.random.default_rng(0)

@@ -28,9 +28,10 @@ from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.checkpoint import Checkpoint
 from autovla_rt.export.choice import choice_ids
 from autovla_rt.export.codebook import write_codebook
-from autovla_rt.export.emit.emitter import emitter, prefix_layers
+from autovla_rt.export.emit.graphs import emit_language, emit_vision
 from autovla_rt.export.emit.tables import emit_rotary, emit_tables
-from autovla_rt.export.passes.prefix_kv import emit_prefix_kv
+from autovla_rt.export.graph.dialect import Dialect, dialect_of
+from autovla_rt.export.passes.prefix_kv import emit_prefix_kv, prefix_layers
 from autovla_rt.export.progress import Progress
 from autovla_rt.export.prompt import compile_prompt
 from autovla_rt.export.targets import TARGETS, Target, check_target
@@ -93,6 +94,11 @@ class Settings:
     notes: tuple[str, ...] = ()
 
     @property
+    def dialect(self) -> Dialect:
+        """Of the target's backend."""
+        return dialect_of(TARGETS[self.target].backend)
+
+    @property
     def parts(self) -> Precision:
         """Precision of each part."""
         vision, language = PRECISIONS[self.precision]
@@ -114,7 +120,7 @@ def check_settings(settings: Settings) -> Target:
         DependencyError: the backend's library is missing.
     """
     target = check_target(settings.target, settings.precision)
-    emitter(target.backend)
+    dialect_of(target.backend)  # raises where its library is missing
     if settings.int4_block not in INT4_BLOCKS:
         raise TargetError(
             f"int4 block {settings.int4_block}: expected one of "
@@ -163,8 +169,8 @@ def export_vision(
     """Write the vision tower's graphs and weights into `folder`."""
     elements = sum(size for name, size in _sizes(model).items() if name.startswith(VISION))
     progress.stage("vision tower", elements)
-    write = emitter(TARGETS[settings.target].backend).vision
-    write(_weights(model, progress), model.geometry, cameras, settings.parts, folder)
+    weights, precision = _weights(model, progress), settings.parts
+    emit_vision(settings.dialect, weights, model.geometry, cameras, precision, folder)
 
 
 def export_language(
@@ -184,7 +190,7 @@ def export_language(
     elements += head_again + len(choice) * model.geometry.language.hidden_size
     progress.stage("language model", elements)
     weights, precision = _weights(model, progress), settings.parts
-    emitter(TARGETS[settings.target].backend).language(weights, model.geometry, precision, folder)
+    emit_language(settings.dialect, weights, model.geometry, precision, folder)
     emit_tables(weights, model.geometry, precision, choice, folder)
     path = folder / "rotary.safetensors"
     emit_rotary(model.geometry, prompt, cameras, settings.kv_capacity, path)
@@ -237,7 +243,7 @@ def build_engine(model: OpenedModel, settings: Settings, folder: Path, progress:
             checkpoint=CheckpointRecord(path=str(model.checkpoint.path), sha256=fingerprint),
             library_versions={
                 package: version(package)
-                for package in (*emitter(target.backend).libraries, "numpy", "tokenizers")
+                for package in (*settings.dialect.libraries, "numpy", "tokenizers")
             },
             notes=settings.notes,
         )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from autovla_rt.errors import DependencyError
+from autovla_rt.machine import Machine, this_machine
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.runtime.device import device_name
-from autovla_rt.runtime.machine import Machine, this_machine
 
 PORTABLE, FASTEST_X86 = "cpu", "x86"
 """Targets of the CPU backends."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autovla_rt.bundle import Bundle
 from autovla_rt.errors import MemoryShortageError
-from autovla_rt.runtime.machine import free_memory
+from autovla_rt.machine import free_memory
 
 WORKING_BYTES = 300 << 20
 """Libraries, activations of a 3B model's prefill and vision tower (measured: bench/README.md)."""

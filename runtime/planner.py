@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from autovla_rt.bundle import Bundle, Manifest, load_bundle, manifest_identity
 from autovla_rt.errors import BundleError, CapacityError, InputError
+from autovla_rt.machine import usable_cores
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
 from autovla_rt.runtime.camera_encoder import CameraEncoder, Seen
@@ -28,7 +29,6 @@ from autovla_rt.runtime.decoding_options import (
 from autovla_rt.runtime.draft import NO_DRAFT, Draft
 from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.grammar import compile_answer
-from autovla_rt.runtime.machine import usable_cores
 from autovla_rt.runtime.memory import require_memory
 from autovla_rt.runtime.motion import constant_motion, steps_of
 from autovla_rt.runtime.prompt import PromptEncoder, place_features

@@ -1,13 +1,12 @@
 """The race runs on the miniature, says who is missing, and sums up what was measured."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import race
-from race import CONTESTANTS, VISION_OF, Contestant, collect, markdown, run, summary
-
-OFFICIAL = "transformers, bfloat16"
+from race import CONTESTANTS, OFFICIAL, VISION_OF, Contestant, collect, markdown, run, summary
 
 
 def measured():
@@ -49,7 +48,7 @@ def test_ratios_are_to_the_best_peer_and_to_transformers():
 
 
 def test_who_is_not_there_is_skipped_by_name_and_reason(tmp_path):
-    here = Contestant(("worker.py",), "files")
+    here = Contestant(Path("worker.py"), "files")
     missing = tmp_path / "python"
     assert "python is missing" in run(tmp_path, "x", here, missing, 1)
     missing.touch()
@@ -57,11 +56,9 @@ def test_who_is_not_there_is_skipped_by_name_and_reason(tmp_path):
 
 
 def test_a_contestant_that_fails_is_told_with_its_last_words(tmp_path):
-    import sys
-
     worker = tmp_path / "worker.py"
     worker.write_text("raise SystemExit('no luck')")
-    contestant = Contestant((str(worker),), "worker.py")
+    contestant = Contestant(worker, "worker.py")
     assert run(tmp_path, "x", contestant, Path(sys.executable), 1) == "failed: no luck"
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from demo_engine import FRAMES
@@ -76,6 +77,30 @@ def test_the_files_pages_are_let_go_once_the_weights_are_in_order(engine, monkey
     kept = Planner.load(engine)
     assert mapped_kib("language.bin") > 1000
     assert kept.plan(read_frames_dir(FRAMES)).status == "ok"
+
+
+def test_another_number_format_than_the_engine_asks_for_is_told(engine, monkeypatch, caplog):
+    Planner.load(engine)
+    assert caplog.text == ""
+    asked = openvino_model.OpenVinoModel.settings
+
+    def without_bfloat16(*words):
+        """Return what a CPU without it comes down to."""
+        return {**asked(*words), "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+
+    monkeypatch.setattr(openvino_model.OpenVinoModel, "settings", without_bfloat16)
+    Planner.load(engine)
+    assert "language.xml: built to compute in bf16 between products, this CPU computes in f32" in (
+        caplog.text
+    )
+
+
+def test_a_prefix_of_float32_is_rounded_to_bfloat16():
+    values = np.random.default_rng(0).standard_normal((3, 70, 4)).astype(np.float32)
+    rounded = openvino_model._bfloat16_bits(values)
+    np.testing.assert_array_equal(rounded, values.astype(ml_dtypes.bfloat16).view(np.uint16))
+    again = (rounded.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(openvino_model._bfloat16_bits(again), rounded)
 
 
 def test_a_stored_language_model_is_whole_without_its_cache(demo, tmp_path):

@@ -1,7 +1,7 @@
 """The `openvino` dialect: standard operators, in the forms that OpenVINO's CPU plugin fuses.
 
 Weights are stored in 8 or 4 bits and multiplied by their scales in the graph; the plugin multiplies
-them as integers by activations that it quantizes for itself, a row and 128 of its values at a time
+them as integers by activations that it quantizes for itself, some values of a row at a time
 (`autovla_rt.openvino_model`). The graph attends to the positions of its own pass alone: the KV
 cache is put in when it is opened, because the operator that has one cannot be stored.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.errors import TargetError
+from autovla_rt.export.graph.dialect import Dialect
 from autovla_rt.export.graph.ops import Value
 from autovla_rt.export.quantize import int4_blockwise, int8_per_channel
 from autovla_rt.export.weight_file import WeightFile
@@ -30,6 +31,9 @@ TO_SIGNED = np.uint8(0x88)
 
 Node = Any
 """openvino.Node: the library has no types of its own."""
+
+Quantized = tuple[NDArray[np.generic], NDArray[np.float32]]
+"""Codes and scales."""
 
 
 class OpenVinoOps:
@@ -198,44 +202,50 @@ class OpenVinoOps:
 
     def int8_weight(self, modules: tuple[str, ...]) -> Node:
         """The same in int8, with a scale for each row."""
-        name = "+".join(modules)
         shape = matrix_shape(self._source, modules)
-        if name not in self._weights:
-            scales: list[NDArray[np.float32]] = []
-
-            def codes() -> Iterator[NDArray[np.int8]]:
-                for chunk in matrix_chunks(self._source, modules):
-                    quantized, scale = int8_per_channel(chunk)
-                    scales.append(scale)
-                    yield quantized
-
-            self._weights.add(name, "int8", shape, codes())
-            self._weights.add(f"{name}.scale", "float32", (shape[0], 1), scales)
-        return self._scaled(name, shape, ov.Type.i8)
+        self._quantize(modules, "int8", shape, int8_per_channel)
+        return self._scaled("+".join(modules), shape, ov.Type.i8)
 
     def int4_weight(self, modules: tuple[str, ...]) -> Node:
         """The same in int4, with a scale for each `int4_block` inputs of a row."""
-        name = "+".join(modules)
+        name, block = "+".join(modules), self._block
         rows, width = matrix_shape(self._source, modules)
-        if width % self._block:
+        if width % block:
             raise TargetError(
-                f"int4 block {self._block}: expected one that divides the {width} inputs of "
-                f"{name}. Choose one with --int4-block, or another precision."
+                f"int4 block {block}: expected one that divides the {width} inputs of {name}. "
+                "Choose one with --int4-block, or another precision."
             )
-        blocks = width // self._block
-        if name not in self._weights:
-            scales: list[NDArray[np.float32]] = []
 
-            def codes() -> Iterator[NDArray[np.uint8]]:
-                for chunk in matrix_chunks(self._source, modules):
-                    packed, scale = int4_blockwise(chunk, self._block)
-                    scales.append(scale)
-                    yield np.bitwise_xor(packed, TO_SIGNED)
+        def signed(chunk: NDArray[np.float32]) -> Quantized:
+            packed, scales = int4_blockwise(chunk, block)
+            return np.bitwise_xor(packed, TO_SIGNED), scales
 
-            self._weights.add(name, "uint8", (rows, blocks, self._block // 2), codes())
-            self._weights.add(f"{name}.scale", "float32", (rows, blocks, 1), scales)
-        scaled = self._scaled(name, (rows, blocks, self._block), ov.Type.i4)
-        return _reshape(scaled, [rows, width])
+        self._quantize(modules, "uint8", (rows, width // block, block // 2), signed)
+        return _reshape(
+            self._scaled(name, (rows, width // block, block), ov.Type.i4), [rows, width]
+        )
+
+    def _quantize(
+        self,
+        modules: tuple[str, ...],
+        dtype: str,
+        shape: tuple[int, ...],
+        quantize: Callable[[NDArray[np.float32]], Quantized],
+    ) -> None:
+        """Store the codes of stacked modules, and a scale for each run of the last axis."""
+        name = "+".join(modules)
+        if name in self._weights:
+            return
+        scales: list[NDArray[np.float32]] = []
+
+        def codes() -> Iterator[NDArray[np.generic]]:
+            for chunk in matrix_chunks(self._source, modules):
+                quantized, scale = quantize(chunk)
+                scales.append(scale)
+                yield quantized
+
+        self._weights.add(name, dtype, shape, codes())
+        self._weights.add(f"{name}.scale", "float32", (*shape[:-1], 1), scales)
 
     def _scaled(self, name: str, shape: tuple[int, ...], element: Any) -> Node:
         codes = ops.convert(self._constant(name, shape, element), np.float32)
@@ -312,3 +322,6 @@ def _integer(value: int) -> Node:
 
 def _integers(value: int) -> Node:
     return ops.constant(np.array([value], np.int64))
+
+
+DIALECT = Dialect(OpenVinoOps, suffix=".xml", keeps_weights=False, libraries=("openvino",))

@@ -15,8 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from autovla_rt.export.graph.dialect import Dialect
 from autovla_rt.export.graph.ops import Value
-from autovla_rt.export.graph.ort_linear import Linear, NodeSink
+from autovla_rt.export.graph.ort_linear import LINEARS, Linear, NodeSink
 from autovla_rt.export.weight_file import ELEMENT_TYPES, WeightFile
 from autovla_rt.export.weight_source import WeightSource
 
@@ -226,3 +227,11 @@ class OrtOps(NodeSink):
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="autovla-rt"
         )
         path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+DIALECT = Dialect(
+    lambda source, weights, precision, block: OrtOps(source, weights, LINEARS[precision](block)),
+    suffix=".onnx",
+    keeps_weights=True,
+    libraries=("onnx", "onnxruntime"),
+)

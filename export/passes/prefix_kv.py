@@ -12,6 +12,7 @@ compute; another CPU rounds some products otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ PrefixLayers = Callable[
     Iterator[tuple[Float, Float]],
 ]
 """A backend's way from a folder, embeddings and rotary tables to each layer's keys and values."""
+
+
+def prefix_layers(backend: str) -> PrefixLayers:
+    """Return how a backend computes a prefix; imports what runs models, which takes a while."""
+    layers: PrefixLayers = import_module(f"autovla_rt.export.emit.{backend}_prefix").prefix_layers
+    return layers
 
 
 def emit_prefix_kv(

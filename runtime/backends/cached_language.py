@@ -27,26 +27,28 @@ def keep_blas_to_one_thread() -> None:
     threadpool_limits(1, user_api="blas")
 
 
+def prefix_of(bundle: Bundle, use_prefix: bool) -> Prefix | None:
+    """Return a bundle's prefix, if it has one and it is to be used."""
+    return read_prefix(bundle) if use_prefix and PREFIX_FILE in bundle.manifest.files else None
+
+
 class CachedLanguage(ABC):
     """A language engine on the CPU; a backend adds how a pass and the text head are computed.
 
     Args:
         bundle: The engine.
-        use_prefix: Start from the bundle's prefix.
+        prefix: What the backend fills its cache with; None starts empty.
     """
 
-    def __init__(self, bundle: Bundle, *, use_prefix: bool) -> None:
+    def __init__(self, bundle: Bundle, prefix: Prefix | None) -> None:
         keep_blas_to_one_thread()
-        manifest = bundle.manifest
-        self._capacity = manifest.kv_capacity
+        self._capacity = bundle.manifest.kv_capacity
         self._embeddings = np.asarray(np.load(bundle.path("embeddings.npy"), mmap_mode="r"))
         self._action_weight = load_file(bundle.path("action_head.safetensors"))["weight"]
         choice = load_file(bundle.path("choice_head.safetensors"))
         self._choice_weight, self._choice_ids = choice["weight"], tuple(choice["ids"].tolist())
         self._tables = load_file(bundle.path("rotary.safetensors"))
-        has_prefix = use_prefix and PREFIX_FILE in manifest.files
-        self._prefix: Prefix | None = read_prefix(bundle) if has_prefix else None
-        self._prefix_length = self._length = 0 if self._prefix is None else self._prefix.length
+        self._prefix_length = self._length = 0 if prefix is None else prefix.length
 
     @property
     def capacity(self) -> int:

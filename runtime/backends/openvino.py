@@ -17,7 +17,7 @@ from autovla_rt.openvino_model import (
     put_kv_cache,
 )
 from autovla_rt.runtime.backends import Float
-from autovla_rt.runtime.backends.cached_language import CachedLanguage
+from autovla_rt.runtime.backends.cached_language import CachedLanguage, prefix_of
 
 ROWS = 2
 """Fewest rows of a pass; one is padded by repeating it.
@@ -58,7 +58,8 @@ class OpenVinoLanguage(CachedLanguage):
     def __init__(
         self, bundle: Bundle, threads: int | None = None, *, use_prefix: bool = True
     ) -> None:
-        super().__init__(bundle, use_prefix=use_prefix)
+        prefix = prefix_of(bundle, use_prefix)
+        super().__init__(bundle, prefix)
         geometry, precision = bundle.manifest.geometry.language, bundle.manifest.precision
         self._head = OpenVinoModel(bundle.path("text_head.xml"))
         self._head.compile(threads, precision, precision.language)
@@ -69,7 +70,7 @@ class OpenVinoLanguage(CachedLanguage):
         nothing = np.zeros((geometry.num_key_value_heads, 0, geometry.head_dim), np.float32)
         for layer in range(geometry.num_hidden_layers):
             for name, part in zip(CACHES, ("key", "value"), strict=True):
-                states = nothing if self._prefix is None else self._prefix.tensor(part, layer)
+                states = nothing if prefix is None else prefix.tensor(part, layer)
                 self._model.keep_cache(f"{name}.{layer}", states, self._blocks.size)
         self._pass(np.zeros((ROWS, geometry.hidden_size), np.float32), np.arange(1))
         self._model.release()

@@ -9,8 +9,9 @@ from autovla_rt.bundle import Bundle
 from autovla_rt.config import SPARE_POSITIONS, LanguageGeometry
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
+from autovla_rt.prefix import Prefix
 from autovla_rt.runtime.backends import Float
-from autovla_rt.runtime.backends.cached_language import CachedLanguage
+from autovla_rt.runtime.backends.cached_language import CachedLanguage, prefix_of
 
 ROW_MULTIPLE = 2
 """Rows of a quantized engine's passes are padded to a multiple of this, by repeating the last one.
@@ -52,16 +53,19 @@ class OrtLanguage(CachedLanguage):
     def __init__(
         self, bundle: Bundle, threads: int | None = None, *, use_prefix: bool = True
     ) -> None:
-        super().__init__(bundle, use_prefix=use_prefix)
+        prefix = prefix_of(bundle, use_prefix)
+        super().__init__(bundle, prefix)
         manifest = bundle.manifest
         self._row_multiple = 1 if manifest.precision.language == "fp32" else ROW_MULTIPLE
         self._head = open_session(bundle.path("text_head.onnx"), threads)
         self._session = open_session(bundle.path("language.onnx"), threads)
         self._binding = self._session.io_binding()
         self._lengths = np.zeros(1, np.int32), np.zeros(1, np.int32)
-        self._bound = self._bind_constants(manifest.geometry.language)
+        self._bound = self._bind_constants(manifest.geometry.language, prefix)
 
-    def _bind_constants(self, geometry: LanguageGeometry) -> list[ort.OrtValue]:
+    def _bind_constants(
+        self, geometry: LanguageGeometry, prefix: Prefix | None
+    ) -> list[ort.OrtValue]:
         """Bind rotary tables and the cache once; past and present share one buffer."""
         values = []
         for name, table in self._tables.items():
@@ -73,8 +77,8 @@ class OrtLanguage(CachedLanguage):
         for layer in range(geometry.num_hidden_layers):
             for part in ("key", "value"):
                 cache = np.zeros(shape, np.float32)
-                if self._prefix is not None:
-                    cache[0, :, : self._prefix.length] = self._prefix.tensor(part, layer)
+                if prefix is not None:
+                    cache[0, :, : prefix.length] = prefix.tensor(part, layer)
                 value = ort.OrtValue.ortvalue_from_numpy(cache)
                 self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
                 self._binding.bind_ortvalue_output(f"present.{layer}.{part}", value)

@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 from autovla_rt.config import Camera, Geometry, LanguageGeometry, Precision, VisionGeometry
 from autovla_rt.errors import BundleError
 from autovla_rt.export.build import PRECISIONS
-from autovla_rt.export.emit.emitter import emitter
+from autovla_rt.export.emit.graphs import emit_language, emit_vision
 from autovla_rt.export.emit.tables import emit_tables
+from autovla_rt.export.graph.dialect import dialect_of
 from autovla_rt.export.graph.ort_linear import LINEARS, Int8Linear
 from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
 from autovla_rt.export.tensors.model_names import expected_shapes
@@ -112,9 +113,9 @@ def engines(request, tmp_path_factory):
 def build_engines(backend, vision, language, folder):
     precision = Precision(vision=vision, language=language)
     weights = ModelWeights(RandomWeights(), tied=True, action_start_id=512)
-    write = emitter(backend)
-    write.vision(weights, GEOMETRY, [CAMERA], precision, folder)
-    write.language(weights, GEOMETRY, precision, folder)
+    dialect = dialect_of(backend)
+    emit_vision(dialect, weights, GEOMETRY, [CAMERA], precision, folder)
+    emit_language(dialect, weights, GEOMETRY, precision, folder)
     emit_tables(weights, GEOMETRY, precision, CHOICE, folder)
     cos, sin = rotary_tables(GEOMETRY, mrope_positions(GEOMETRY, [], CAPACITY + 1))
     save_file({"cos": cos, "sin": sin}, folder / "rotary.safetensors")

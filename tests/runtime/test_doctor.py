@@ -6,9 +6,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from autovla_rt import openvino_model
+from autovla_rt.machine import Machine
 from autovla_rt.runtime import doctor
 from autovla_rt.runtime.doctor import IDENTITY, Finding, advice, diagnose, recommended_target
-from autovla_rt.runtime.machine import Machine
 
 X86 = Machine("x86_64", 8, ("AVX2", "AVX-512", "VNNI", "BF16"), 2**34)
 OLD = Machine("x86_64", 8, ("AVX2",), 2**34)

@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 
+from autovla_rt.config import Precision
 from autovla_rt.errors import DependencyError, TargetError
 from autovla_rt.export.build import Settings, check_settings
-from autovla_rt.export.emit.openvino import emit_language
-from autovla_rt.export.graph.openvino import OpenVinoOps
+from autovla_rt.export.emit.graphs import emit_language
+from autovla_rt.export.graph.openvino import DIALECT, OpenVinoOps
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.openvino_library import ov
 
@@ -78,7 +79,7 @@ def test_an_output_must_be_what_is_declared(tmp_path):
 
 def test_a_failed_build_leaves_no_weights_behind(tmp_path):
     with pytest.raises(AttributeError):
-        emit_language(None, None, None, tmp_path)
+        emit_language(DIALECT, None, None, Precision(vision="int8", language="int8"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
