@@ -6,8 +6,10 @@
 Every round starts every contestant once, one after the other, in a process of its own: it loads,
 warms up and measures a request. So slow drifts of the machine meet all of them alike, and no two
 are in memory together. Medians over rounds, with the least and the most; ratios are of medians.
-OUT.json, OUT.md and OUT.png are written after every round. A contestant that is not installed, or
-has no files, is skipped by name. `--quick` races on the miniature, for the tests.
+OUT.json, OUT.md and OUT.png are written after every round; the first two with the ledger of a plan,
+which holds on any hardware (bench/ledger.py). A contestant that is not installed, or has no files,
+is skipped by name. `--quick` races on the miniature, for the tests; of the peers, transformers runs
+on it.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from export_3b import REPO
+from ledger import Costs, Ledger, at_the_official_prompt
+from ledger import markdown as ledger_table
 from race_files import ENGINES, PEERS, peer_environment, prepare, prepare_miniature
 
+from autovla_rt.bundle import MANIFEST, load_bundle
 from autovla_rt.runtime.device import describe_device
 
 Record = dict[str, Any]
@@ -35,6 +40,9 @@ STAGES = ("vision", "prefill", "decode")
 VISION_OF = "OpenVINO, tuned, int4"
 """Peers without a vision tower are given this one's time: the fastest."""
 OFFICIAL = "transformers, bfloat16"
+PEERS_PYTHON = REPO / ".venv-bench/bin/python"
+COUNTED = "ours-onnxruntime-int4"
+"""The engine whose graphs the ledger counts."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,14 @@ def markdown(rows: dict[str, Record], skipped: dict[str, str], facts: Record) ->
     return "\n".join(lines) + "\n"
 
 
+def count(engine: Path) -> dict[str, Ledger]:
+    """Return the ledger of a fast plan, official and ours; nothing without the engine."""
+    if not (engine / MANIFEST).exists():
+        return {}
+    bundle = load_bundle(engine)
+    return at_the_official_prompt(Costs(bundle), bundle)
+
+
 def draw(rows: dict[str, Record], path: Path) -> None:
     """Draw the stages, stacked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -173,6 +189,7 @@ def race(work: Path, out: Path, *, rounds: int, threads: int, peers_python: Path
     facts: Record = {}
     skipped: dict[str, str] = {}
     gemm: list[float] = []
+    counted = count(work / COUNTED)
     for number in range(rounds):
         rate = [sys.executable, str(BENCH / "gemm.py"), "--threads", str(threads)]
         done = subprocess.run(rate, capture_output=True, text=True, check=True)
@@ -196,9 +213,12 @@ def race(work: Path, out: Path, *, rounds: int, threads: int, peers_python: Path
             "seconds": table,
             "facts": facts,
             "skipped": skipped,
+            "ledger": {name: asdict(ledger) for name, ledger in counted.items()},
         }
         out.with_suffix(".json").write_text(json.dumps(report, indent=1))
-        out.with_suffix(".md").write_text(markdown(rows, skipped, facts))
+        out.with_suffix(".md").write_text(
+            "\n".join([markdown(rows, skipped, facts), ledger_table(counted) if counted else ""])
+        )
         draw(rows, out.with_suffix(".png"))
 
 
@@ -209,13 +229,13 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="of the report, without a suffix")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peers-python", type=Path, default=REPO / ".venv-bench/bin/python")
+    parser.add_argument("--peers-python", type=Path)
     parser.add_argument("--quick", action="store_true", help="the miniature, one round")
     given = parser.parse_args()
-    rounds, python = given.rounds, given.peers_python
+    rounds, python = given.rounds, given.peers_python or PEERS_PYTHON
     given.out.parent.mkdir(parents=True, exist_ok=True)
     if given.quick:
-        rounds = 1
+        rounds, python = 1, given.peers_python or Path(sys.executable)
         prepare_miniature(given.work)
     else:
         prepare(given.work, [], python)

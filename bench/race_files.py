@@ -21,6 +21,7 @@ from export_3b import CLI, REPO, write_base
 from random_checkpoint import GEOMETRY_3B, write_hf_folder
 from tokenizers import Tokenizer
 
+from autovla_rt.bundle import load_bundle
 from autovla_rt.config import FRAMES_PER_CAMERA, Camera, Recipe
 from autovla_rt.export.prompt import compile_prompt
 from autovla_rt.export.recipes.toml import parse_toml, render_recipe
@@ -31,10 +32,13 @@ PEERS = Path(__file__).parent / "peers"
 GENAI_PYTHON = REPO / ".venv-genai/bin/python"
 MINIATURE = REPO / "demo" / "checkpoint"
 PREFIX, PROMPT, ANSWER = 377, 1209, 45
+MINIATURE_LENGTHS = 244, 34
+"""Tokens of the miniature's prompt and of its fast answer (bench/ledger.py)."""
 CAMERAS = tuple(Camera(name=n, grid=(2, 16, 30)) for n in ("front", "front_left", "front_right"))
 WORD, ACTION = " road", "<action_0>"
 ENGINES = {
     "ours-openvino-int4": ("x86", "int4"),
+    "ours-openvino-int8": ("x86", "int8"),
     "ours-onnxruntime-int4": ("cpu", "int4"),
     "ours-onnxruntime-int8": ("cpu", "int8"),
 }
@@ -80,6 +84,7 @@ def prepare(work: Path, only: list[str], peers_python: Path) -> None:
         write_hf_folder(base, GEOMETRY_3B, seed=0)
         tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
         (work / "recipe.toml").write_text(render_recipe(filler_recipe(tokenizer)))
+    write_shape(work, PROMPT, ANSWER, GEOMETRY_3B.language.vocab_size, CAMERAS[0].grid)
     write_language_alone(base, work / "language")
     makers: dict[str, Callable[[], list[str]]] = {
         **{name: lambda name=name: _build(work, name) for name in ENGINES},
@@ -102,12 +107,26 @@ def prepare(work: Path, only: list[str], peers_python: Path) -> None:
 
 
 def prepare_miniature(work: Path) -> None:
-    """Build the miniature's engines, for a quick race; peers have no files of it."""
+    """Build the miniature's engines, for a quick race, in which transformers is the one peer."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "base").unlink(missing_ok=True)
+    (work / "base").symlink_to(MINIATURE / "base")
     for name, (target, precision) in ENGINES.items():
         checkpoint = f"--checkpoint {MINIATURE}/base --config {MINIATURE}/config.yaml"
         recipe = f"--recipe {REPO}/demo/recipe.toml --out {work / name}"
         words = f"build {checkpoint} {recipe} --target {target} --precision {precision}"
         subprocess.run([*CLI, *words.split()], check=True, capture_output=True)
+    manifest = load_bundle(work / name).manifest
+    vocabulary = manifest.geometry.language.vocab_size
+    write_shape(work, *MINIATURE_LENGTHS, vocabulary, manifest.cameras[0].grid)
+
+
+def write_shape(
+    work: Path, prompt: int, answer: int, vocabulary: int, grid: tuple[int, int, int]
+) -> None:
+    """Tell the peers what a request looks like (bench/peers/worker.py)."""
+    shape = {"prompt": prompt, "answer": answer, "vocabulary": vocabulary, "grid": grid}
+    (work / "request.json").write_text(json.dumps(shape))
 
 
 def write_language_alone(base: Path, folder: Path) -> None:

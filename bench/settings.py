@@ -34,7 +34,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "shipped": {},
     "one thread": {THREADS: 1},
     "float32 between products": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
-    "float32 keys and values": {"KV_CACHE_PRECISION": "f32"},
     "groups of 64": {GROUP: 64},
     "groups of 32": {GROUP: 32},
     "threads pinned": {"ENABLE_CPU_PINNING": True},

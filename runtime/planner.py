@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -431,9 +432,12 @@ def open_engines(
     if backend == "openvino":
         from autovla_rt.runtime.backends.openvino import OpenVinoLanguage, OpenVinoVision
 
-        # The larger one first: while a model loads, its weights are in memory twice.
-        language = OpenVinoLanguage(bundle, threads, use_prefix=use_prefix)
-        return OpenVinoVision(bundle, threads), language
+        # Compiling takes one core. The language model orders its weights here, the vision tower
+        # its own in its first pass, so that not both are in memory twice.
+        with ThreadPoolExecutor(1) as beside:
+            vision = beside.submit(OpenVinoVision, bundle, threads)
+            language = OpenVinoLanguage(bundle, threads, use_prefix=use_prefix)
+            return vision.result(), language
     from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 
     return OrtVision(bundle, threads), OrtLanguage(bundle, threads, use_prefix=use_prefix)

@@ -1,8 +1,11 @@
 """OpenVINO reports nothing, and another release than the one it was made for is refused."""
 
 import gc
+import shutil
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import ml_dtypes
@@ -11,7 +14,7 @@ import pytest
 from demo_engine import FRAMES
 
 from autovla_rt import openvino_model
-from autovla_rt.bundle import load_bundle
+from autovla_rt.bundle import Bundle, load_bundle
 from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.errors import BundleError, DependencyError
 from autovla_rt.runtime.planner import Planner, open_engines
@@ -68,15 +71,35 @@ def mapped_kib(name):
 
 
 def test_the_files_pages_are_let_go_once_the_weights_are_in_order(engine, monkeypatch):
+    request = read_frames_dir(FRAMES)
     released = Planner.load(engine)
     assert mapped_kib("language.bin") == 0
-    assert mapped_kib(".bin") < 200  # the text head's, which is not used yet
+    assert released.plan(request).status == "ok"
+    assert mapped_kib("vision_8x14.bin") == 0  # in order only since the first request
     del released
     gc.collect()
-    monkeypatch.setattr(openvino_model.OpenVinoModel, "release", lambda _model: None)
+    monkeypatch.setattr(openvino_model.OpenVinoModel, "_pages_let_go", lambda _: nullcontext())
     kept = Planner.load(engine)
     assert mapped_kib("language.bin") > 1000
-    assert kept.plan(read_frames_dir(FRAMES)).status == "ok"
+    assert kept.plan(request).status == "ok"
+
+
+def test_pages_are_let_go_while_a_first_pass_goes_on(engine, monkeypatch):
+    monkeypatch.setattr(openvino_model, "LET_GO_SECONDS", 0.001)
+    model = openvino_model.OpenVinoModel(next(engine.glob("vision_*.xml")))
+    touched = np.frombuffer(model._mapping, np.uint8)
+    with model._pages_let_go():
+        assert touched.max() > 0
+        time.sleep(0.1)
+        assert mapped_kib("vision_8x14.bin") == 0
+
+
+def test_an_engine_that_cannot_be_opened_is_told_as_ever(engine, tmp_path):
+    whole = tmp_path / "engine"
+    shutil.copytree(engine, whole)
+    (whole / "vision_8x14.xml").write_bytes(b"no model")
+    with pytest.raises(BundleError, match=r"vision_8x14\.xml: OpenVINO .* cannot read the model"):
+        open_engines(Bundle(whole, load_bundle(engine).manifest, ""), 1)
 
 
 def test_another_number_format_than_the_engine_asks_for_is_told(engine, monkeypatch, caplog):

@@ -7,7 +7,7 @@ import random
 import time
 
 import llama_cpp
-from worker import ANSWER, PROMPT, VOCABULARY, arguments, say, say_end, timed
+from worker import arguments, say, say_end, timed
 
 UBATCH = 512
 
@@ -20,6 +20,7 @@ def _quiet(_level: int, _text: bytes, _data: object) -> None:
 def main() -> None:
     """Measure."""
     given = arguments(__doc__)
+    shape = given.shape
     llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     start = time.perf_counter()
@@ -38,7 +39,7 @@ def main() -> None:
     def forward(count: int, past: int) -> None:
         batch.n_tokens = count
         for index in range(count):
-            batch.token[index] = random.randrange(VOCABULARY)
+            batch.token[index] = random.randrange(shape.vocabulary)
             batch.pos[index], batch.n_seq_id[index], batch.seq_id[index][0] = past + index, 1, 0
             batch.logits[index] = index + 1 == count
         if llama_cpp.llama_decode(context, batch):
@@ -47,11 +48,11 @@ def main() -> None:
 
     def prefill() -> None:
         llama_cpp.llama_memory_clear(memory, True)
-        forward(PROMPT, 0)
+        forward(shape.prompt, 0)
 
     def decode() -> None:
-        for index in range(ANSWER - 1):
-            forward(1, PROMPT + index)
+        for index in range(shape.answer - 1):
+            forward(1, shape.prompt + index)
 
     prefill()
     for _ in range(given.requests):

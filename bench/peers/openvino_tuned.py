@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
-from worker import ANSWER, PROMPT, VOCABULARY, arguments, say, say_end, timed
+from worker import Shape, arguments, say, say_end, timed
 
 SETTINGS = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -25,7 +25,8 @@ SETTINGS = {
 class Language:
     """The exported language model, stateful."""
 
-    def __init__(self, folder: Path, settings: dict[str, object]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, object], shape: Shape) -> None:
+        self._shape = shape
         model = ov.Core().read_model(folder / "openvino_model.xml")
         _head_of_the_last_position(model)
         self._request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
@@ -35,7 +36,7 @@ class Language:
         """Pass random tokens."""
         self._request.infer(
             {
-                "input_ids": self._rng.integers(0, VOCABULARY, (1, count)),
+                "input_ids": self._rng.integers(0, self._shape.vocabulary, (1, count)),
                 "attention_mask": np.ones((1, past + count), np.int64),
                 "position_ids": np.arange(past, past + count)[None],
                 "beam_idx": np.zeros(1, np.int32),
@@ -47,12 +48,12 @@ class Language:
     def prefill(self) -> None:
         """Begin anew with the prompt."""
         self._request.reset_state()
-        self.forward(PROMPT, 0)
+        self.forward(self._shape.prompt, 0)
 
     def decode(self) -> None:
         """Pass the tokens of an answer, one by one; the last one needs no pass."""
-        for index in range(ANSWER - 1):
-            self.forward(1, PROMPT + index)
+        for index in range(self._shape.answer - 1):
+            self.forward(1, self._shape.prompt + index)
 
 
 def _head_of_the_last_position(model: ov.Model) -> None:
@@ -81,7 +82,7 @@ def main() -> None:
             part.infer([states], share_inputs=True)
             states = part.get_output_tensor().data
 
-    language = Language(given.work / "openvino-language", settings)
+    language = Language(given.work / "openvino-language", settings, given.shape)
     load_s = time.perf_counter() - start
     for index in range(1 + given.requests):
         vision_s = timed(encode)

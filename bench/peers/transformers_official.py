@@ -10,11 +10,11 @@ import torch
 import transformers
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.generation.streamers import BaseStreamer
-from worker import ANSWER, PROMPT, arguments, say, say_end
+from worker import Shape, arguments, say, say_end
 
-CAMERAS, GRID, PATCH_WIDTH = 3, (2, 16, 30), 1176
-VISUAL = 240
-"""Visual tokens of a camera."""
+CAMERAS = 3
+MERGED = 4
+"""Patches of a visual token."""
 
 
 class Clock(BaseStreamer):
@@ -31,22 +31,24 @@ class Clock(BaseStreamer):
         """The answer is complete."""
 
 
-def prompt(model: Qwen2_5_VLForConditionalGeneration) -> torch.Tensor:
+def prompt(model: Qwen2_5_VLForConditionalGeneration, shape: Shape) -> torch.Tensor:
     """Filler of the right length, with three videos."""
     config = model.config
-    ids = torch.randint(0, 200, (1, PROMPT))
-    start = PROMPT - CAMERAS * (VISUAL + 4) - 100
+    visual = prod(shape.grid) // MERGED
+    ids = torch.randint(0, 200, (1, shape.prompt))
+    start = (shape.prompt - CAMERAS * (visual + 3)) // 2
     for _ in range(CAMERAS):
-        end = start + 1 + VISUAL
+        end = start + 1 + visual
         ids[0, start], ids[0, end] = config.vision_start_token_id, config.vision_end_token_id
         ids[0, start + 1 : end] = config.video_token_id
-        start = end + 3
+        start = end + 2
     return ids
 
 
 def main() -> None:
     """Measure."""
     given = arguments(__doc__)
+    shape: Shape = given.shape
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     start = time.perf_counter()
@@ -64,12 +66,14 @@ def main() -> None:
         return features
 
     model.model.visual.forward = timed_encode
-    ids = prompt(model)
+    ids = prompt(model, shape)
+    of = model.config.vision_config
+    patch_width = of.in_channels * of.temporal_patch_size * of.patch_size**2
     inputs = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "pixel_values_videos": torch.randn(CAMERAS * prod(GRID), PATCH_WIDTH),
-        "video_grid_thw": torch.tensor([GRID] * CAMERAS),
+        "pixel_values_videos": torch.randn(CAMERAS * prod(shape.grid), patch_width),
+        "video_grid_thw": torch.tensor([shape.grid] * CAMERAS),
         "second_per_grid_ts": [1.0] * CAMERAS,
     }
     for _ in range(given.requests):
@@ -79,8 +83,8 @@ def main() -> None:
         with torch.no_grad():
             model.generate(
                 **inputs,
-                max_new_tokens=ANSWER,
-                min_new_tokens=ANSWER,
+                max_new_tokens=shape.answer,
+                min_new_tokens=shape.answer,
                 do_sample=True,
                 temperature=0.8,
                 top_k=20,

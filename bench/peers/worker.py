@@ -7,21 +7,37 @@ import json
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROMPT, ANSWER = 1209, 45
-VOCABULARY = 153713
-"""Of the 3B model with AutoVLA's prompt with chain of thought and its fast answer."""
+
+@dataclass(frozen=True)
+class Shape:
+    """What a request looks like: request.json of the race's files.
+
+    Attributes:
+        prompt: Its tokens, visual ones included.
+        answer: Tokens of its fast answer.
+        vocabulary: Of the model.
+        grid: Frames by two, rows and columns of patches of a camera.
+    """
+
+    prompt: int
+    answer: int
+    vocabulary: int
+    grid: tuple[int, int, int]
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """Read WORK, the threads and the number of requests."""
+    """Read WORK, the threads and the number of requests; `shape` is the Shape that lies in WORK."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("work", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=1)
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.shape = Shape(**json.loads((given.work / "request.json").read_text()))
+    return given
 
 
 def timed(function: Callable[[], Any]) -> float:

@@ -28,18 +28,18 @@ bit, in float32, int8 and int4.
 
 
 class OpenVinoVision:
-    """The vision tower: one model, and in memory one copy of the weights, per grid."""
+    """The vision tower: one model, and in memory one copy of the weights, per grid.
+
+    OpenVINO brings the weights into its own order in the first pass, so that one takes longer.
+    """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         precision = bundle.manifest.precision
-        width = bundle.manifest.geometry.vision.patch_width
         self._models: dict[tuple[int, int], OpenVinoModel] = {}
         for rows, columns in sorted({camera.grid[1:] for camera in bundle.manifest.cameras}):
             model = OpenVinoModel(bundle.path(f"vision_{rows}x{columns}.xml"))
             model.compile(threads, precision, precision.vision)
             self._models[rows, columns] = model
-            self.encode(np.zeros((1, rows * columns, width), np.float32), (rows, columns))
-            model.release()
 
     def encode(self, patches: Float, grid: tuple[int, int]) -> Float:
         """Encode [B, rows*columns, patch_width] patches of one (rows, columns) grid."""
@@ -73,7 +73,6 @@ class OpenVinoLanguage(CachedLanguage):
                 states = nothing if prefix is None else prefix.tensor(part, layer)
                 self._model.keep_cache(f"{name}.{layer}", states, self._blocks.size)
         self._pass(np.zeros((ROWS, geometry.hidden_size), np.float32), np.arange(1))
-        self._model.release()
 
     def _padding(self, count: int) -> int:
         return max(ROWS - count, 0)
