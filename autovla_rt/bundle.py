@@ -30,7 +30,7 @@ from autovla_rt.config import (
 from autovla_rt.errors import BundleError, StorageError
 from autovla_rt.output_file import write_file
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "engine.json"
 HASH_CHUNK = 4 << 20
 
@@ -49,6 +49,41 @@ class CheckpointRecord(Model):
 
     path: str
     sha256: str
+
+
+class CalibrationUsed(Model):
+    """What the quantization of the weights was fitted to.
+
+    Attributes:
+        vision: Precision of the vision tower, with the method: "int8_sq".
+        language: Of the language model.
+        scenes: How many.
+        scenes_sha256: Of everything that was read of them.
+    """
+
+    vision: str
+    language: str
+    scenes: int
+    scenes_sha256: str
+
+
+class Quality(Model):
+    """How a bundle was judged when it was built (`evaluation.json` has everything).
+
+    Attributes:
+        passed: Whether every limit was kept.
+        against: sha256 of the manifest of the engine that it was compared with, and its precision.
+        scenes: How many.
+        limits: By name.
+        measured: By name; None where the scenes have no such figure.
+    """
+
+    passed: bool
+    against: str
+    against_precision: Precision
+    scenes: int
+    limits: dict[str, float]
+    measured: dict[str, float | None]
 
 
 class Manifest(Model):
@@ -70,6 +105,8 @@ class Manifest(Model):
     checkpoint: CheckpointRecord
     library_versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    calibration: CalibrationUsed | None = None
+    quality: Quality | None = None
     files: dict[str, FileRecord] = Field(default_factory=dict)
     seal: str = ""
     """`manifest_seal` of the rest."""

@@ -7,12 +7,9 @@ and progress to stderr.
 from __future__ import annotations
 
 import contextlib
-import enum
-import importlib.util
 import io
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -21,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autovla_rt import __version__, cli_doctor, cli_profile, cli_world
+from autovla_rt import __version__, cli_build, cli_doctor, cli_evaluate, cli_profile, cli_world
 from autovla_rt.cli_options import (
     DEFAULT_ENGINE,
     EXACT,
+    EXTRAS,
     Acceleration,
     Decode,
     Frames,
@@ -33,16 +31,16 @@ from autovla_rt.cli_options import (
     SceneFile,
     SensorRoot,
     Speed,
+    missing_library,
     read_decode,
     read_request,
+    require_library,
 )
-from autovla_rt.errors import AutovlaError, DependencyError, InputError
+from autovla_rt.errors import AutovlaError, DependencyError
 from autovla_rt.output_file import require_writable, write_file
 
 if TYPE_CHECKING:
-    from autovla_rt.export.build import OpenedModel, Settings
     from autovla_rt.export.codebook import CodebookInfo
-    from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.runtime.deadline import Deadline
     from autovla_rt.runtime.planner import Planner
     from autovla_rt.runtime.scene import Request
@@ -56,11 +54,15 @@ app = typer.Typer(
     epilog=(
         "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 input, 4 checkpoint, 5 recipe, "
         "6 codebook, 7 bundle, 8 target, 9 capacity, 10 storage, 11 missing library, "
-        "12 camera layout, 13 too little memory."
+        "12 camera layout, 13 too little memory, 14 calibration, 15 gate not passed."
     ),
 )
 codebook_app = typer.Typer(help="Import, build and show action codebooks.", no_args_is_help=True)
 app.add_typer(codebook_app, name="codebook")
+app.command()(cli_build.export)
+app.command()(cli_build.calibrate)
+app.command()(cli_build.build)
+app.command("eval")(cli_evaluate.evaluate)
 app.command()(cli_profile.profile)
 app.command()(cli_doctor.doctor)
 app.command()(cli_world.drive)
@@ -68,73 +70,8 @@ app.command()(cli_world.scenes)
 
 DEFAULT_ALTERNATIVES, MAX_ALTERNATIVES = 8, 64
 WARM_UP_TOKENS = 2
-DEFAULT_FRAME_SIZE = ("1920x1080",)
-SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
-
-EXTRAS = {
-    "onnx": "export",
-    "ml_dtypes": "export",
-    "yaml": "export",
-    "matplotlib": "plot",
-    "numba": "demo",
-    "openvino": "openvino",
-}
-"""Library -> extra of the package that installs it."""
 
 
-class Part(enum.StrEnum):
-    """What to export."""
-
-    vision = "vision"
-    language = "language"
-    all = "all"
-
-
-Checkpoint = Annotated[
-    Path, typer.Option(help="Hugging Face folder or Lightning .ckpt.", show_default=False)
-]
-Config = Annotated[
-    Path, typer.Option(help="YAML config of the training repository.", show_default=False)
-]
-Base = Annotated[
-    Path | None,
-    typer.Option(help="Hugging Face folder with config.json and tokenizer [from the config]."),
-]
-CodebookFile = Annotated[
-    Path | None, typer.Option(help="Action codebook, pickle or safetensors [from the config].")
-]
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option(help="Training checkout or .toml recipe [the checkout the config lies in]."),
-]
-AddActionTokens = Annotated[
-    bool,
-    typer.Option(
-        "--add-action-tokens", help="Append the action tokens to a folder's tokenizer if absent."
-    ),
-]
-AddVisionId = Annotated[
-    bool,
-    typer.Option(
-        "--add-vision-id",
-        help='Write "Video N: " before each video, as transformers newer than AutoVLA\'s pin do.',
-    ),
-]
-TargetName = Annotated[str, typer.Option("--target", help="Device to build for.")]
-PrecisionName = Annotated[str, typer.Option("--precision", help="fp32, int8 or int4 on a CPU.")]
-Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
-FrameSize = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="WIDTHxHEIGHT of all frames, or CAMERA=WIDTHxHEIGHT of one camera's; repeatable "
-        "[1920x1080]."
-    ),
-]
-Capacity = Annotated[int, typer.Option(min=1, help="Sequence positions of the KV cache.")]
-Out = Annotated[
-    Path, typer.Option(help="Folder to write; a bundle is replaced.", show_default=False)
-]
-NewFolder = Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)]
 Engine = Annotated[Path, typer.Option(help="Engine bundle.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -153,77 +90,6 @@ def _global_options(
     ] = False,
 ) -> None:
     """Hold the options of no command."""
-
-
-@app.command()
-def export(
-    part: Annotated[Part, typer.Argument(help="What to export.", show_default=False)],
-    checkpoint: Checkpoint,
-    config: Config,
-    out: NewFolder,
-    base: Base = None,
-    codebook: CodebookFile = None,
-    recipe: RecipeFile = None,
-    add_action_tokens: AddActionTokens = False,
-    add_vision_id: AddVisionId = False,
-    target: TargetName = "cpu",
-    precision: PrecisionName = "int8",
-    int4_block: Block = 128,
-    frame_size: FrameSize = None,
-    kv_capacity: Capacity = 2048,
-) -> None:
-    """Export the vision encoder or the language backbone as ONNX, without a bundle around it."""
-    from autovla_rt.bundle_writer import folder_writer
-    from autovla_rt.export.build import Settings, camera_layout, export_language, export_vision
-    from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.report import ExportProgress
-
-    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
-    sizes = _frame_sizes(frame_size)
-    settings = Settings(out.resolve().name, target, precision, int4_block, kv_capacity, sizes)
-    with (
-        _opened(files, settings) as model,
-        folder_writer(out) as folder,
-        ExportProgress() as progress,
-    ):
-        cameras = camera_layout(model, settings)
-        if part in (Part.vision, Part.all):
-            export_vision(model, settings, cameras, folder, progress)
-        if part in (Part.language, Part.all):
-            export_language(model, settings, cameras, folder, progress)
-    _log(f"exported to {out}")
-
-
-@app.command()
-def build(
-    checkpoint: Checkpoint,
-    config: Config,
-    out: Out,
-    base: Base = None,
-    codebook: CodebookFile = None,
-    recipe: RecipeFile = None,
-    add_action_tokens: AddActionTokens = False,
-    add_vision_id: AddVisionId = False,
-    target: TargetName = "cpu",
-    precision: PrecisionName = "int8",
-    int4_block: Block = 128,
-    frame_size: FrameSize = None,
-    kv_capacity: Capacity = 2048,
-    note: Annotated[list[str] | None, typer.Option(help="Remark kept in the bundle.")] = None,
-) -> None:
-    """Build an engine bundle: export, quantize, write atomically."""
-    from autovla_rt.export.build import Settings, build_engine
-    from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.report import ExportProgress
-
-    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
-    sizes, notes = _frame_sizes(frame_size), tuple(note or ())
-    settings = Settings(
-        out.resolve().name, target, precision, int4_block, kv_capacity, sizes, notes
-    )
-    with _opened(files, settings) as model, ExportProgress() as progress:
-        build_engine(model, settings, out, progress)
-    _log(f"engine bundle: {out}")
 
 
 @app.command()
@@ -318,7 +184,7 @@ def plan(
     for path in filter(None, (out, plot)):
         require_writable(path)
     if plot is not None:
-        _require_library("matplotlib", "--plot")
+        require_library("matplotlib", "--plot")
     from autovla_rt.runtime.planner import Planner
 
     start = time.perf_counter()
@@ -436,63 +302,7 @@ def _named_libraries() -> Iterator[None]:
             ) from error
         if library not in EXTRAS:
             raise
-        raise _missing(library, "this command") from error
-
-
-def _require_library(library: str, user: str) -> None:
-    """Find out before any work that an optional library is missing."""
-    if importlib.util.find_spec(library) is None:
-        raise _missing(library, user)
-
-
-def _missing(library: str, user: str) -> DependencyError:
-    return DependencyError(
-        f"{user} needs {library}, which is not installed here.\n"
-        f"Install it: pip install 'autovla-rt[{EXTRAS[library]}]'"
-    )
-
-
-@contextlib.contextmanager
-def _opened(files: ModelFiles, settings: Settings) -> Iterator[OpenedModel]:
-    """Check the target before any work, open the checkpoint, check that its answers compile."""
-    from autovla_rt.export.build import check_settings
-    from autovla_rt.export.open_model import open_model
-    from autovla_rt.runtime.grammar import compile_answer
-
-    check_settings(settings)
-    _log(f"opening {files.checkpoint}")
-    model = open_model(files)
-    with contextlib.closing(model.checkpoint):
-        compile_answer(
-            model.tokenizer,
-            model.recipe.answer,
-            use_cot=model.use_cot,
-            actions=model.actions,
-            end_token_id=model.end_token_ids[0],
-        )
-        yield model
-
-
-def _frame_sizes(given: list[str] | None) -> dict[str, tuple[int, int]]:
-    """Read --frame-size: one size for all cameras, or CAMERA=WIDTHxHEIGHT."""
-    from autovla_rt.config import CAMERAS
-
-    sizes: dict[str, tuple[int, int]] = {}
-    for text in given or DEFAULT_FRAME_SIZE:
-        match = SIZE.fullmatch(text)
-        if match is None or match[1] not in (None, *CAMERAS):
-            raise InputError(
-                f"--frame-size {text[:40]}: expected WIDTHxHEIGHT in pixels such as 1920x1080, or "
-                f"one of {', '.join(CAMERAS)} before it, as in front=1920x1080."
-            )
-        for name in [match[1]] if match[1] else CAMERAS:
-            sizes[name] = int(match[2]), int(match[3])
-    if missing := [name for name in CAMERAS if name not in sizes]:
-        raise InputError(
-            f"--frame-size: expected a size for every camera, got none for {', '.join(missing)}.\n"
-            f"Add --frame-size {missing[0]}=WIDTHxHEIGHT, or one size without a camera for all."
-        )
-    return sizes
+        raise missing_library(library, "this command") from error
 
 
 def _deadline(

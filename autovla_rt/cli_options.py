@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import enum
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from autovla_rt.errors import DependencyError
 
 if TYPE_CHECKING:
     from autovla_rt.runtime.draft import Refinement
     from autovla_rt.runtime.scene import Request
 
 DEFAULT_ENGINE = Path("engines/demo")
+
+EXTRAS = {
+    "onnx": "export",
+    "ml_dtypes": "export",
+    "yaml": "export",
+    "matplotlib": "plot",
+    "numba": "demo",
+    "openvino": "openvino",
+    "ray": "dist",
+}
+"""Library -> extra of the package that installs it."""
 
 
 EXACT = "exact"
@@ -105,3 +119,17 @@ def read_request(
             "--speed, --acceleration and --instruction go with --frames: a scene has its own"
         )
     return read_scene(scene, sensor_root)
+
+
+def require_library(library: str, user: str) -> None:
+    """Find out before any work that an optional library is missing."""
+    if importlib.util.find_spec(library) is None:
+        raise missing_library(library, user)
+
+
+def missing_library(library: str, user: str) -> DependencyError:
+    """Say which pip line installs a library."""
+    return DependencyError(
+        f"{user} needs {library}, which is not installed here.\n"
+        f"Install it: pip install 'autovla-rt[{EXTRAS[library]}]'"
+    )

@@ -77,3 +77,15 @@ class MemoryShortageError(AutovlaError):
     """This machine has less free memory than an engine needs."""
 
     exit_code = 13
+
+
+class CalibrationError(AutovlaError):
+    """Scenes from which nothing can be calibrated, or a calibration that does not fit."""
+
+    exit_code = 14
+
+
+class GateError(AutovlaError):
+    """An engine's plans differ from its reference's by more than the gate allows."""
+
+    exit_code = 15

@@ -23,6 +23,7 @@ from rich.text import Text
 from autovla_rt.bundle import Bundle
 
 if TYPE_CHECKING:
+    from autovla_rt.bundle import Quality
     from autovla_rt.runtime.doctor import Diagnosis
     from autovla_rt.runtime.planner import Plan
 
@@ -100,11 +101,18 @@ def print_bundle(bundle: Bundle) -> None:
     manifest = bundle.manifest
     vision, language = manifest.geometry.vision, manifest.geometry.language
     table = _pairs(f"engine {manifest.name}")
-    precision = manifest.precision
+    precision, used = manifest.precision, manifest.calibration
     for key, value in {
         "sha256": bundle.identity,
         "target": f"{manifest.target} ({manifest.backend})",
         "precision": f"vision {precision.vision}, language {precision.language}",
+        "calibration": "none, rounded to nearest"
+        if used is None
+        else (
+            f"vision {used.vision}, language {used.language}, on {used.scenes} scenes "
+            f"(sha256 {used.scenes_sha256[:16]})"
+        ),
+        "gate": _verdict(manifest.quality),
         "built by": f"autovla-rt {manifest.autovla_rt_version}, format {manifest.format_version}",
         "with": ", ".join(f"{k} {v}" for k, v in manifest.library_versions.items()),
         "checkpoint": manifest.checkpoint.path,
@@ -131,6 +139,17 @@ def print_bundle(bundle: Bundle) -> None:
         files.add_row(_plain(name), _size(record.size), record.sha256[:16])
     files.add_row("sum", _size(sum(record.size for record in manifest.files.values())))
     _print(table, files)
+
+
+def _verdict(quality: Quality | None) -> str:
+    if quality is None:
+        return "not judged"
+    said = "passed" if quality.passed else "not passed"
+    reference = quality.against_precision
+    return (
+        f"{said} on {quality.scenes} scenes, against vision {reference.vision}, language "
+        f"{reference.language} (sha256 {quality.against[:16]})"
+    )
 
 
 def print_plan(plan: Plan) -> None:
@@ -225,6 +244,58 @@ def print_profile(report: dict[str, Any]) -> None:
         for column in numeric.columns[1:]:
             column.justify = "right"
     _print(table, stages, calls)
+
+
+def print_evaluation(report: dict[str, Any]) -> None:
+    """Print an evaluation's main figures, with 95 % intervals, and its gate."""
+    summary = report["summary"]
+    against = summary.get("against", {})
+    table = Table("metres", "engine", "reference", "increase", title=f"{summary['scenes']} scenes")
+    for key, of in summary.get("truth", {}).items():
+        theirs = against.get("truth", {}).get(key)
+        increase = against.get("increase", {}).get(key, {}).get("share")
+        table.add_row(
+            key.replace("_", " "),
+            _interval(of["mean"]),
+            _interval(theirs["mean"]) if theirs else "",
+            _interval([100 * value for value in increase], " %") if increase else "",
+        )
+    tables = [table]
+    if against:
+        agreement = _pairs("against the reference")
+        shares = {
+            "same mode": against["same_mode"],
+            "same plan": against["same_plan"],
+            "same action, given the same answer": against["same_action"],
+        }
+        for name, text in {
+            "ADE between both plans over 5 s": _interval(against["apart"]["ade_5s"]["mean"], " m"),
+            **{name: _interval([100 * value for value in of], " %") for name, of in shares.items()},
+            "KL of actions": _interval(against["action_kl"]["mean"], " nats"),
+            "cosine of vision, language": ", ".join(
+                f"{of['mean']:.5f}" for of in against["cosine"].values()
+            ),
+        }.items():
+            agreement.add_row(name, text)
+        tables.append(agreement)
+    if "gate" in report:
+        tables.append(_gate(report["gate"]))
+    _print(*tables)
+
+
+def _gate(gate: dict[str, Any]) -> Table:
+    said = "passed" if gate["passed"] else "not passed"
+    table = Table("what", "measured", "limit", "within", title=f"gate: {said}")
+    for check in gate["checks"]:
+        measured = "" if check["measured"] is None else f"{check['measured']:.4g}"
+        limit = f"{'≤' if check['at_most'] else '≥'} {check['limit']:g}"
+        table.add_row(check["meaning"], measured, limit, "yes" if check["passed"] else "no")
+    return table
+
+
+def _interval(values: list[float], unit: str = "") -> str:
+    mean, *ends = values
+    return f"{mean:.3g}{unit} ({' to '.join(f'{end:.3g}' for end in ends)})"
 
 
 def print_drive(record: dict[str, Any], out: Path) -> None:

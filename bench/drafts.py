@@ -21,8 +21,8 @@ from typing import Any
 
 import miniature
 import numpy as np
-from bootstrap import difference_interval, mean_interval
 
+from autovla_rt.bootstrap import difference_interval, mean_interval
 from autovla_rt.demo.drive import Drive, DriveSettings, draw_drive_world
 from autovla_rt.demo.drivers import Decision, WorldCameras, request_of
 from autovla_rt.demo.plan_score import PlanJudge

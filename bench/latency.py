@@ -21,10 +21,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from bootstrap import mean_interval
 from drive_requests import TICK, drive_requests
 from miniature import FIRST_SEED, scene_request
 
+from autovla_rt.bootstrap import mean_interval
 from autovla_rt.bundle import Bundle, load_bundle
 from autovla_rt.demo.scenes import record_scene
 from autovla_rt.errors import InputError

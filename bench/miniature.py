@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bootstrap import difference_interval, mean_interval, ratio_interval
 from numpy.typing import NDArray
 
+from autovla_rt.bootstrap import difference_interval, mean_interval, ratio_interval
 from autovla_rt.cli_options import EXACT, read_decode
 from autovla_rt.cli_world import require_world_layout
 from autovla_rt.demo.drive import Drive, DriveSettings, draw_drive_world

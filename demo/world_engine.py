@@ -7,9 +7,10 @@ from pathlib import Path
 from autovla_rt.config import CAMERAS
 from autovla_rt.demo.drivers import FRAME_HEIGHT, FRAME_WIDTH
 from autovla_rt.demo.tokenizer import RECIPE
-from autovla_rt.export.build import Settings, build_engine
+from autovla_rt.export.build import build_engine
 from autovla_rt.export.open_model import ModelFiles, open_model
 from autovla_rt.export.progress import NoProgress
+from autovla_rt.export.settings import Settings
 
 
 def model_files(checkpoint: Path) -> ModelFiles:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from autovla_rt.config import ActionSpace, Recipe
 from autovla_rt.errors import CheckpointError, CodebookError, RecipeError
-from autovla_rt.export.build import OpenedModel
 from autovla_rt.export.checkpoint import Checkpoint, check_vocabulary, open_checkpoint
 from autovla_rt.export.codebook import read_codebook
 from autovla_rt.export.model_config import read_geometry, read_preprocessing
+from autovla_rt.export.opened_model import OpenedModel
 from autovla_rt.export.recipe import read_recipe
 from autovla_rt.export.recipes.checkout import PROMPT_FILE
 from autovla_rt.export.tokenizer import end_token_ids, load_tokenizer

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from autovla_rt.errors import TargetError
 
-CPU_PRECISIONS = ("fp32", "int8", "int4")
-AMPERE = ("fp16", "int8", "int4")
+CPU_PRECISIONS = ("fp32", "int8", "int8_sq", "int4", "int4_awq")
+AMPERE = ("fp16", "int8", "int8_sq", "int4", "int4_awq")
 ADA = (*AMPERE, "fp8")
 BLACKWELL = (*ADA, "nvfp4")
 

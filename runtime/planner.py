@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -257,6 +257,24 @@ class Planner:
             codebook=self._codebook,
             **options,
         )
+
+    def states_before(self, prompted: Prompted, output_ids: Sequence[int]) -> Float:
+        """Return the states [n, hidden] that the ids of a given answer [n] would be chosen from.
+
+        One pass over the whole answer (teacher forcing), behind the prompt that was encoded last.
+
+        Raises:
+            CapacityError: prompt and answer do not fit the KV cache.
+        """
+        kept = min(self._language.length, len(prompted.ids) - REPEATED_POSITIONS)
+        self._language.truncate(kept)
+        before = self._language.embed(np.array(output_ids[:-1], np.int64))
+        passed = np.concatenate([prompted.embeddings[kept:], before])
+        return self._language.extend(passed, len(output_ids))
+
+    def action_logits(self, states: Float) -> Float:
+        """Return the logits [m, num_actions] of states [m, hidden]."""
+        return self._language.action_logits(states)
 
     def require_possible(self, **options: Unpack[DecodingOptions]) -> None:
         """Refuse what this engine cannot answer; cheap, so call it before any work.

@@ -20,6 +20,7 @@ from autovla_rt.runtime.frame_source import Frame
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 SCENE_FILE = "scene.json"
 EXPERT_KEY = "gt_trajectory"
+REASONING_KEY = "cot_output"
 POSE_LIMIT = 10_000
 """Metres and radians beyond which a pose is no pose of the next seconds."""
 
@@ -119,6 +120,24 @@ def read_scene(scene_json: Path, sensor_root: Path) -> Request:
     }
     values = _read_values(scene, VALUES, scene_json)
     return Request(frames, **values, expert=_read_expert(scene, scene_json))
+
+
+def read_reasoning(scene_json: Path) -> str:
+    """Read the chain of thought that a scene of the training repository teaches; "" without one.
+
+    nuScenes scenes have several texts for one scene: the first that is not empty counts.
+
+    Raises:
+        InputError: the file is no scene, or what it has is neither a text nor a list of texts.
+    """
+    given = _read_json(scene_json).get(REASONING_KEY) or ""
+    texts = given if isinstance(given, list) else [given]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(
+            f"{scene_json}: {REASONING_KEY}: expected a text or a list of texts, got "
+            f"{_kind(given)}.\nGive the scene as AutoVLA's preprocessing wrote it."
+        )
+    return next((text.strip() for text in texts if text.strip()), "")
 
 
 def _read_values(scene: dict[str, Any], keys: Iterable[str], source: Path) -> dict[str, Any]:

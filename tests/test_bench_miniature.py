@@ -2,11 +2,12 @@
 
 import json
 
-import bootstrap
 import miniature
 import numpy as np
 import pytest
 from squares import square
+
+from autovla_rt import bootstrap
 
 KEYS = ("score", "no_collision", "on_road", "progress", "time_to_collision", "comfort")
 

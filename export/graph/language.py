@@ -21,17 +21,31 @@ def language_model(ops: Ops, geometry: LanguageGeometry) -> None:
     rows = ops.input("rows", "int64", ["m"])
     normed = ops.rms_norm(x, "model.layers.0.input_layernorm.weight", epsilon)
     for index in range(geometry.num_hidden_layers):
-        layer = f"model.layers.{index}"
-        attended = _attention(ops, geometry, index, normed)
-        if index + 1 == geometry.num_hidden_layers:
-            x, attended = (ops.gather(value, rows, axis=0) for value in (x, attended))
-        delta = ops.linear(attended, f"{layer}.self_attn.o_proj", bias=False)
-        norm = f"{layer}.post_attention_layernorm.weight"
-        x, normed = ops.add_rms_norm(x, delta, norm, epsilon)
-        x, normed = ops.add_rms_norm(
-            x, _mlp(ops, layer, normed), _next_norm(geometry, index), epsilon
-        )
+        last = index + 1 == geometry.num_hidden_layers
+        x, normed = language_layer(ops, geometry, index, (x, normed), rows if last else None)
     ops.output(normed, "hidden", "float32", ["m", width])
+
+
+def language_layer(
+    ops: Ops,
+    geometry: LanguageGeometry,
+    index: int,
+    states: tuple[Value, Value],
+    rows: Value | None = None,
+) -> tuple[Value, Value]:
+    """Describe one layer: the residual stream and what the layer's first norm makes of it -> next.
+
+    With `rows`, what comes behind the attention is computed for these alone.
+    """
+    x, normed = states
+    layer, epsilon = f"model.layers.{index}", geometry.rms_norm_eps
+    attended = _attention(ops, geometry, index, normed)
+    if rows is not None:
+        x, attended = (ops.gather(value, rows, axis=0) for value in (x, attended))
+    delta = ops.linear(attended, f"{layer}.self_attn.o_proj", bias=False)
+    x, normed = ops.add_rms_norm(x, delta, f"{layer}.post_attention_layernorm.weight", epsilon)
+    delta = _mlp(ops, layer, normed)
+    return ops.add_rms_norm(x, delta, _next_norm(geometry, index), epsilon)
 
 
 def text_head(ops: Ops, geometry: LanguageGeometry) -> None:

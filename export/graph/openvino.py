@@ -78,8 +78,9 @@ class OpenVinoOps:
         self._results.append(result)
 
     def constant(self, name: str, array: NDArray[np.generic]) -> Value:
-        """Make a small constant."""
-        self._values[name] = ops.constant(np.ascontiguousarray(array)).output(0)
+        """Make a small constant, once."""
+        if name not in self._values:
+            self._values[name] = ops.constant(np.ascontiguousarray(array)).output(0)
         return name
 
     def linear(self, x: Value, *modules: str, bias: bool) -> Value:

@@ -19,24 +19,54 @@ def vision_tower(ops: Ops, geometry: VisionGeometry, windows: WindowLayout) -> N
     """
     num_patches = windows.patch_order.size
     patches = ops.input("patches", "float32", ["batch", num_patches, geometry.patch_width])
+    states = vision_embedding(ops, geometry, windows, patches)
+    for index in range(geometry.depth):
+        states = vision_block(ops, geometry, windows, index, states)
+    restored = vision_merger(ops, geometry, windows, states[1])
+    tokens = num_patches // geometry.spatial_merge_size**2
+    ops.output(restored, "features", "float32", ["batch", tokens, geometry.out_hidden_size])
+
+
+def vision_embedding(
+    ops: Ops, geometry: VisionGeometry, windows: WindowLayout, patches: Value
+) -> tuple[Value, Value]:
+    """Describe patches [B, N, patch_width] -> the residual stream [B*N, hidden], and it normed."""
     order = ops.constant("patch_order", windows.patch_order)
-    cos, sin = ops.constant("cos", windows.cos), ops.constant("sin", windows.sin)
     ordered = ops.reshape(ops.gather(patches, order, axis=1), [-1, geometry.patch_width])
     x = ops.linear(ordered, "visual.patch_embed.proj", bias=False)
-    normed = ops.rms_norm(x, "visual.blocks.0.norm1.weight", EPSILON)
-    for index in range(geometry.depth):
-        block = f"visual.blocks.{index}"
-        full = index in geometry.fullatt_block_indexes
-        groups = ((1, num_patches),) if full else windows.groups
-        delta = _attention(ops, geometry, block, normed, cos, sin, groups)
-        x, normed = ops.add_rms_norm(x, delta, f"{block}.norm2.weight", EPSILON)
-        delta = _mlp(ops, block, normed)
-        x, normed = ops.add_rms_norm(x, delta, _next_norm(geometry, index), EPSILON)
+    return x, ops.rms_norm(x, "visual.blocks.0.norm1.weight", EPSILON)
+
+
+def vision_block(
+    ops: Ops,
+    geometry: VisionGeometry,
+    windows: WindowLayout,
+    index: int,
+    states: tuple[Value, Value],
+) -> tuple[Value, Value]:
+    """Describe one block: the residual stream and what the block's first norm makes of it -> next.
+
+    The last block's second state is normed for the merger.
+    """
+    x, normed = states
+    block = f"visual.blocks.{index}"
+    full = index in geometry.fullatt_block_indexes
+    groups = ((1, windows.patch_order.size),) if full else windows.groups
+    cos, sin = ops.constant("cos", windows.cos), ops.constant("sin", windows.sin)
+    delta = _attention(ops, geometry, block, normed, cos, sin, groups)
+    x, normed = ops.add_rms_norm(x, delta, f"{block}.norm2.weight", EPSILON)
+    delta = _mlp(ops, block, normed)
+    return ops.add_rms_norm(x, delta, _next_norm(geometry, index), EPSILON)
+
+
+def vision_merger(
+    ops: Ops, geometry: VisionGeometry, windows: WindowLayout, normed: Value
+) -> Value:
+    """Describe normed states [B*N, hidden] -> features [B, N/merge², out_hidden_size]."""
     features = _merger(ops, geometry, normed)
-    tokens = num_patches // geometry.spatial_merge_size**2
+    tokens = windows.patch_order.size // geometry.spatial_merge_size**2
     batched = ops.reshape(features, [-1, tokens, geometry.out_hidden_size])
-    restored = ops.gather(batched, ops.constant("token_restore", windows.token_restore), axis=1)
-    ops.output(restored, "features", "float32", ["batch", tokens, geometry.out_hidden_size])
+    return ops.gather(batched, ops.constant("token_restore", windows.token_restore), axis=1)
 
 
 def _next_norm(geometry: VisionGeometry, index: int) -> str:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.util
 import lzma
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from demo_engine import RECIPE, make_demo
 
 from autovla_rt.config import Geometry, LanguageGeometry, VisionGeometry
 from autovla_rt.errors import CheckpointError
 from autovla_rt.export.checkpoint import Checkpoint, open_checkpoint
+from autovla_rt.export.open_model import ModelFiles, open_model
+from autovla_rt.export.opened_model import OpenedModel
 from autovla_rt.export.tensors.lora import LoraSettings
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +40,15 @@ def load_module(path: Path) -> ModuleType:
 def random_checkpoint() -> ModuleType:
     """The module bench/random_checkpoint.py."""
     return load_module(ROOT / "bench" / "random_checkpoint.py")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenedModel]:
+    """The demo checkpoint, opened."""
+    demo = make_demo(tmp_path_factory.getbasetemp())
+    model = open_model(ModelFiles(demo.base, demo.config, recipe=RECIPE))
+    with closing(model.checkpoint):
+        yield model
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 
 from autovla_rt.config import Camera, Geometry, LanguageGeometry, Precision, VisionGeometry
 from autovla_rt.errors import BundleError
-from autovla_rt.export.build import PRECISIONS
 from autovla_rt.export.emit.graphs import emit_language, emit_vision
 from autovla_rt.export.emit.tables import emit_tables
 from autovla_rt.export.graph.dialect import dialect_of
@@ -101,7 +100,9 @@ class PerTensorInt8(Int8Linear):
 
 ENGINES = [
     *(("ort", precision, precision) for precision in LINEARS),
-    *(("openvino", vision, language) for vision, language in PRECISIONS.values()),
+    ("openvino", "fp32", "fp32"),
+    ("openvino", "int8", "int8"),
+    ("openvino", "int8", "int4"),
 ]
 
 

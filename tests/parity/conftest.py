@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from autovla_rt.config import CAMERAS
-from autovla_rt.export.build import Settings, build_engine
+from autovla_rt.export.build import build_engine
 from autovla_rt.export.open_model import ModelFiles, open_model
 from autovla_rt.export.progress import NoProgress
+from autovla_rt.export.settings import Settings
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import Request
 

@@ -7,9 +7,9 @@ import pytest
 
 from autovla_rt.config import Precision
 from autovla_rt.errors import DependencyError, TargetError
-from autovla_rt.export.build import Settings, check_settings
 from autovla_rt.export.emit.graphs import emit_language
 from autovla_rt.export.graph.openvino import DIALECT, OpenVinoOps
+from autovla_rt.export.settings import Settings, check_settings
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.openvino_library import ov
 

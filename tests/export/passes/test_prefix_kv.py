@@ -10,12 +10,14 @@ from safetensors.numpy import load_file, save
 from autovla_rt.bundle import load_bundle
 from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.errors import BundleError
-from autovla_rt.export.build import PRECISIONS
 from autovla_rt.prefix import BINDING, PREFIX_FILE, prefix_length, read_prefix
 from autovla_rt.runtime.planner import Planner, open_engines
 from autovla_rt.runtime.scene import read_frames_dir
 
-ENGINES = [(precision, target) for target in ("cpu", "x86") for precision in PRECISIONS]
+PLAIN = "fp32", "int8", "int4"
+ENGINES = [
+    (precision, target) for target in ("cpu", "x86") for precision in ("fp32", "int8", "int4")
+]
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids="-".join)

@@ -1,0 +1,310 @@
+"""The commands that work on a checkpoint: export, calibrate and build."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autovla_rt.cli_options import require_library
+from autovla_rt.errors import GateError, InputError
+
+if TYPE_CHECKING:
+    from autovla_rt.bundle import Quality
+    from autovla_rt.export.open_model import ModelFiles
+    from autovla_rt.export.opened_model import OpenedModel
+    from autovla_rt.export.settings import Settings
+
+DEFAULT_FRAME_SIZE = ("1920x1080",)
+SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
+
+
+class Part(enum.StrEnum):
+    """What to export."""
+
+    vision = "vision"
+    language = "language"
+    all = "all"
+
+
+Checkpoint = Annotated[
+    Path, typer.Option(help="Hugging Face folder or Lightning .ckpt.", show_default=False)
+]
+Config = Annotated[
+    Path, typer.Option(help="YAML config of the training repository.", show_default=False)
+]
+Base = Annotated[
+    Path | None,
+    typer.Option(help="Hugging Face folder with config.json and tokenizer [from the config]."),
+]
+CodebookFile = Annotated[
+    Path | None, typer.Option(help="Action codebook, pickle or safetensors [from the config].")
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(help="Training checkout or .toml recipe [the checkout the config lies in]."),
+]
+AddActionTokens = Annotated[
+    bool,
+    typer.Option(
+        "--add-action-tokens", help="Append the action tokens to a folder's tokenizer if absent."
+    ),
+]
+AddVisionId = Annotated[
+    bool,
+    typer.Option(
+        "--add-vision-id",
+        help='Write "Video N: " before each video, as transformers newer than AutoVLA\'s pin do.',
+    ),
+]
+TargetName = Annotated[str, typer.Option("--target", help="Device to build for.")]
+PrecisionName = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="On a CPU fp32; int8 or int4, rounded; int8_sq or int4_awq, calibrated."
+    ),
+]
+Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
+FrameSize = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="WIDTHxHEIGHT of all frames, or CAMERA=WIDTHxHEIGHT of one camera's; repeatable "
+        "[1920x1080]."
+    ),
+]
+Capacity = Annotated[int, typer.Option(min=1, help="Sequence positions of the KV cache.")]
+Out = Annotated[
+    Path, typer.Option(help="Folder to write; a bundle is replaced.", show_default=False)
+]
+Calibration = Annotated[
+    Path | None, typer.Option(help="Folder of `calibrate`, for int8_sq and int4_awq.")
+]
+NewFolder = Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)]
+
+
+def export(
+    part: Annotated[Part, typer.Argument(help="What to export.", show_default=False)],
+    checkpoint: Checkpoint,
+    config: Config,
+    out: NewFolder,
+    base: Base = None,
+    codebook: CodebookFile = None,
+    recipe: RecipeFile = None,
+    add_action_tokens: AddActionTokens = False,
+    add_vision_id: AddVisionId = False,
+    target: TargetName = "cpu",
+    precision: PrecisionName = "int8",
+    int4_block: Block = 128,
+    frame_size: FrameSize = None,
+    kv_capacity: Capacity = 2048,
+    calibration: Calibration = None,
+) -> None:
+    """Export the vision encoder or the language backbone as ONNX, without a bundle around it."""
+    from autovla_rt.bundle_writer import folder_writer
+    from autovla_rt.export.build import (
+        camera_layout,
+        export_language,
+        export_vision,
+        require_calibration,
+    )
+    from autovla_rt.export.open_model import ModelFiles
+    from autovla_rt.export.settings import Settings
+    from autovla_rt.report import ExportProgress
+
+    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
+    sizes = _frame_sizes(frame_size)
+    settings = Settings(
+        out.resolve().name,
+        target,
+        precision,
+        int4_block,
+        kv_capacity,
+        sizes,
+        calibration=calibration,
+    )
+    with (
+        _opened(files, settings) as model,
+        folder_writer(out) as folder,
+        ExportProgress() as progress,
+    ):
+        cameras = camera_layout(model, settings)
+        require_calibration(model, settings, cameras)
+        if part in (Part.vision, Part.all):
+            export_vision(model, settings, cameras, folder, progress)
+        if part in (Part.language, Part.all):
+            export_language(model, settings, cameras, folder, progress)
+    _log(f"exported to {out}")
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    config: Config,
+    scenes: Annotated[
+        Path, typer.Option(help="Folder of AutoVLA's preprocessed scenes, a JSON each.")
+    ],
+    sensor_root: Annotated[Path, typer.Option(help="Root of the scenes' paths.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder to write: new, or of an interrupted run, which goes on.",
+            show_default=False,
+        ),
+    ],
+    base: Base = None,
+    codebook: CodebookFile = None,
+    recipe: RecipeFile = None,
+    add_action_tokens: AddActionTokens = False,
+    add_vision_id: AddVisionId = False,
+    frame_size: FrameSize = None,
+    count: Annotated[int, typer.Option(help="Scenes to take.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of scenes.")] = 0,
+) -> None:
+    """Collect what every layer sees of real scenes, for `build --calibration`."""
+    from autovla_rt.calibration_scenes import SampleReader, find_scenes
+    from autovla_rt.export.build import camera_layout, engine_prompt
+    from autovla_rt.export.calibrate import calibrate as calibrate_model
+    from autovla_rt.export.open_model import ModelFiles
+    from autovla_rt.export.settings import Settings
+    from autovla_rt.report import ExportProgress
+
+    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
+    chosen = find_scenes(scenes, count, seed)
+    settings = Settings(out.resolve().name, frame_sizes=_frame_sizes(frame_size))
+    with _opened(files, settings) as model, ExportProgress() as progress:
+        cameras = camera_layout(model, settings)
+        prompt = engine_prompt(model, cameras)
+        samples = SampleReader(model, cameras, prompt).read(chosen, sensor_root)
+        calibrate_model(model, cameras, prompt, samples, out, progress)
+    _log(f"calibration: {out}")
+
+
+def build(
+    checkpoint: Checkpoint,
+    config: Config,
+    out: Out,
+    base: Base = None,
+    codebook: CodebookFile = None,
+    recipe: RecipeFile = None,
+    add_action_tokens: AddActionTokens = False,
+    add_vision_id: AddVisionId = False,
+    target: TargetName = "cpu",
+    precision: PrecisionName = "int8",
+    int4_block: Block = 128,
+    frame_size: FrameSize = None,
+    kv_capacity: Capacity = 2048,
+    calibration: Calibration = None,
+    scenes: Annotated[
+        Path | None,
+        typer.Option(help="Folder of scenes: judge the engine on them before it is written."),
+    ] = None,
+    sensor_root: Annotated[Path | None, typer.Option(help="Root of the scenes' paths.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Engine to compare with [one in fp32, built for it].")
+    ] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="Limits NAME=NUMBER,... over the defaults (see `eval`).")
+    ] = None,
+    note: Annotated[list[str] | None, typer.Option(help="Remark kept in the bundle.")] = None,
+) -> None:
+    """Build an engine bundle: export, quantize, judge on scenes if given, write atomically.
+
+    A bundle that does not pass is written, too, and says so; the exit code is 15 then.
+    """
+    if scenes is None and (sensor_root, against, gate) != (None, None, None):
+        raise typer.BadParameter("--sensor-root, --against and --gate go with --scenes")
+    if scenes is not None and sensor_root is None:
+        raise typer.BadParameter("--scenes needs --sensor-root: the folder its paths start from")
+    from autovla_rt.export.build import build_engine
+    from autovla_rt.export.open_model import ModelFiles
+    from autovla_rt.export.settings import Settings
+    from autovla_rt.report import ExportProgress
+
+    files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
+    sizes, notes = _frame_sizes(frame_size), tuple(note or ())
+    settings = Settings(
+        out.resolve().name, target, precision, int4_block, kv_capacity, sizes, notes, calibration
+    )
+    quality = None
+    with _opened(files, settings) as model, ExportProgress() as progress:
+        if scenes is None or sensor_root is None:
+            build_engine(model, settings, out, progress)
+        else:
+            require_library("matplotlib", "--scenes")
+            from autovla_rt.build_gate import BuildGate, reference_engine
+            from autovla_rt.runtime.evaluation.gate import read_limits
+            from autovla_rt.runtime.evaluation.run import scene_files
+
+            limits = read_limits(gate)
+            scene_files(scenes)
+            with reference_engine(model, settings, against, out, progress) as reference:
+                judge = BuildGate(scenes, sensor_root, reference, limits)
+                quality = build_engine(model, settings, out, progress, judge).quality
+    _log(f"engine bundle: {out}")
+    if quality is not None and not quality.passed:
+        raise _not_passed(out, quality)
+
+
+def _not_passed(out: Path, quality: Quality) -> GateError:
+    listed = ", ".join(
+        f"{name} {measured:.4g} (limit {quality.limits[name]:g})"
+        for name, measured in quality.measured.items()
+        if measured is not None
+    )
+    return GateError(
+        f"{out}: expected plans within the gate, got {listed}.\n"
+        f"The bundle was written and says that it did not pass; {out}/evaluation.html has the "
+        "figures. Calibrate on more scenes, choose a finer precision, or set --gate."
+    )
+
+
+@contextlib.contextmanager
+def _opened(files: ModelFiles, settings: Settings) -> Iterator[OpenedModel]:
+    """Check the target before any work, open the checkpoint, check that its answers compile."""
+    from autovla_rt.export.open_model import open_model
+    from autovla_rt.export.settings import check_settings
+    from autovla_rt.runtime.grammar import compile_answer
+
+    check_settings(settings)
+    _log(f"opening {files.checkpoint}")
+    model = open_model(files)
+    with contextlib.closing(model.checkpoint):
+        compile_answer(
+            model.tokenizer,
+            model.recipe.answer,
+            use_cot=model.use_cot,
+            actions=model.actions,
+            end_token_id=model.end_token_ids[0],
+        )
+        yield model
+
+
+def _frame_sizes(given: list[str] | None) -> dict[str, tuple[int, int]]:
+    """Read --frame-size: one size for all cameras, or CAMERA=WIDTHxHEIGHT."""
+    from autovla_rt.config import CAMERAS
+
+    sizes: dict[str, tuple[int, int]] = {}
+    for text in given or DEFAULT_FRAME_SIZE:
+        match = SIZE.fullmatch(text)
+        if match is None or match[1] not in (None, *CAMERAS):
+            raise InputError(
+                f"--frame-size {text[:40]}: expected WIDTHxHEIGHT in pixels such as 1920x1080, or "
+                f"one of {', '.join(CAMERAS)} before it, as in front=1920x1080."
+            )
+        for name in [match[1]] if match[1] else CAMERAS:
+            sizes[name] = int(match[2]), int(match[3])
+    if missing := [name for name in CAMERAS if name not in sizes]:
+        raise InputError(
+            f"--frame-size: expected a size for every camera, got none for {', '.join(missing)}.\n"
+            f"Add --frame-size {missing[0]}=WIDTHxHEIGHT, or one size without a camera for all."
+        )
+    return sizes
+
+
+def _log(message: str) -> None:
+    """Say something on stderr."""
+    typer.echo(message, err=True)

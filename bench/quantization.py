@@ -1,0 +1,167 @@
+"""What each precision costs the miniature's driving, calibrated on scenes or on placeholders.
+
+    python bench/quantization.py OUT [--scenes 500] [--calibration 32] [--processes 2]
+
+Writes scenes of seeds that neither training nor any other measurement uses, calibrates on some of
+them and on placeholders (frames of noise, a text that says nothing), builds every engine and
+evaluates each against the fp32 engine on the others. What OUT has already is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from export_3b import CLI, REPO
+from PIL import Image
+
+from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA
+from autovla_rt.demo.drivers import FRAME_HEIGHT, FRAME_WIDTH
+from autovla_rt.runtime.scene import PATH_KEYS
+
+Record = dict[str, Any]
+
+EVALUATION_SEED, CALIBRATION_SEED = 2_700_000_000, 2_710_000_000
+CHECKPOINT = REPO / "demo" / "checkpoint"
+MODEL = (
+    f"--checkpoint {CHECKPOINT}/base --config {CHECKPOINT}/config.yaml "
+    f"--recipe {REPO}/demo/recipe.toml --frame-size {FRAME_WIDTH}x{FRAME_HEIGHT}"
+)
+ENGINES = {
+    "fp32": ("cpu", "fp32", None),
+    "int8": ("cpu", "int8", None),
+    "int8_sq": ("cpu", "int8_sq", "scenes"),
+    "int8_sq, placeholders": ("cpu", "int8_sq", "placeholders"),
+    "int4": ("cpu", "int4", None),
+    "int4_awq": ("cpu", "int4_awq", "scenes"),
+    "int4_awq, placeholders": ("cpu", "int4_awq", "placeholders"),
+    "x86 int8": ("x86", "int8", None),
+    "x86 int8_sq": ("x86", "int8_sq", "scenes"),
+    "x86 int4": ("x86", "int4", None),
+    "x86 int4_awq": ("x86", "int4_awq", "scenes"),
+}
+"""Name -> target, precision, what it is calibrated on."""
+
+COLUMNS = (
+    "Engine",
+    "MB of weights",
+    "ADE 5 s, m",
+    "increase, %",
+    "ADE to fp32's plan, m",
+    "same mode, %",
+    "same action, %",
+    "KL, nats",
+    "cosine vision / language",
+)
+
+
+def command(words: str) -> None:
+    """Run the command line."""
+    subprocess.run([*CLI, *words.split()], check=True, stdout=subprocess.DEVNULL)
+
+
+def write_placeholders(folder: Path, count: int) -> None:
+    """Write scenes of noise, in the official layout: what calibration is done with in a hurry."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        token = f"placeholder-{number:03d}"
+        scene: Record = {
+            "token": token,
+            "dataset_name": "miniature",
+            "instruction": "keep forward",
+            "velocity": 0.0,
+            "acceleration": 0.0,
+            "gt_trajectory": [[0.0, 0.0, 0.0]] * 10,
+            "cot_output": "Lorem ipsum dolor sit amet, consectetur adipiscing elit.",
+        }
+        for camera in CAMERAS:
+            paths = [f"{token}/{camera}/{index}.jpg" for index in range(FRAMES_PER_CAMERA)]
+            for path in paths:
+                pixels = rng.integers(0, 256, (FRAME_HEIGHT, FRAME_WIDTH, 3), np.uint8)
+                (folder / "sensors" / path).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / "sensors" / path)
+            scene[PATH_KEYS[camera]] = paths
+        (folder / "scenes").mkdir(parents=True, exist_ok=True)
+        (folder / "scenes" / f"{token}.json").write_text(json.dumps(scene))
+
+
+def prepare(out: Path, scenes: int, calibration: int) -> None:
+    """Write scenes, calibrate, build; what is there is kept."""
+    for name, count, seed in (
+        ("evaluation", scenes, EVALUATION_SEED),
+        ("scenes", calibration, CALIBRATION_SEED),
+    ):
+        command(f"scenes {out}/{name} --count {count} --seed {seed}")
+    if not (out / "placeholders").exists():
+        write_placeholders(out / "placeholders", calibration)
+    for name in ("scenes", "placeholders"):
+        folder = out / f"calibration-{name}"
+        if not (folder / "calibration.json").exists():
+            given = f"--scenes {out}/{name}/scenes --sensor-root {out}/{name}/sensors"
+            command(f"calibrate {MODEL} {given} --count {calibration} --out {folder}")
+    for name, (target, precision, fitted) in ENGINES.items():
+        if not engine_folder(out, name).exists():
+            with_it = f"--calibration {out}/calibration-{fitted}" if fitted else ""
+            options = f"--target {target} --precision {precision} {with_it}"
+            command(f"build {MODEL} {options} --out {engine_folder(out, name)}")
+
+
+def engine_folder(out: Path, name: str) -> Path:
+    """Where an engine lies."""
+    return out / "engines" / name.replace(", ", "-").replace(" ", "-")
+
+
+def evaluate(out: Path, name: str, processes: int) -> Record:
+    """Evaluate an engine against the fp32 one; returns the report."""
+    given = f"--scenes {out}/evaluation/scenes --sensor-root {out}/evaluation/sensors"
+    engines = f"--engine {engine_folder(out, name)} --against {engine_folder(out, 'fp32')}"
+    folder = out / "reports" / engine_folder(out, name).name
+    command(f"eval {engines} {given} --threads 1 --processes {processes} --out {folder}")
+    report: Record = json.loads((folder / "evaluation.json").read_text())
+    return report
+
+
+def row(name: str, engine: Path, report: Record) -> str:
+    """Return a line of the table."""
+    against = report["summary"]["against"]
+
+    def told(values: list[float], unit: float = 1.0, digits: int = 2) -> str:
+        mean, low, high = (unit * value for value in values)
+        return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+    size = sum(path.stat().st_size for path in engine.glob("*.bin")) / 1e6
+    cells = [
+        name,
+        f"{size:.1f}",
+        told(report["summary"]["truth"]["ade_5s"]["mean"]),
+        told(against["increase"]["ade_5s"]["share"], 100, 1),
+        told(against["apart"]["ade_5s"]["mean"]),
+        told(against["same_mode"], 100, 1),
+        f"{100 * against['same_action'][0]:.1f}",
+        f"{against['action_kl']['mean'][0]:.4f}",
+        " / ".join(f"{against['cosine'][part]['mean']:.5f}" for part in ("vision", "language")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Read the arguments, do what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--calibration", type=int, default=32)
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    prepare(given.out, given.scenes, given.calibration)
+    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
+    for name in ENGINES:
+        report = evaluate(given.out, name, given.processes)
+        print(row(name, engine_folder(given.out, name), report), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What every layer sees of real scenes, and what quantization does with it."""

@@ -1,0 +1,145 @@
+"""How much to rescale each channel: the exponents and clippings that lose least on real inputs.
+
+Sources: SmoothQuant (arXiv 2211.10438, eq. 4): s = max|x|^a / max|w|^(1-a). AWQ (arXiv 2306.00978,
+eq. 5): s = mean|x|^a, and clipping of each block's weights. Both papers fix or search `a`; here it
+is searched for every group of layers, and "as it is" is always among the candidates, so that on the
+calibration's own rows no group gets worse than by plain rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autovla_rt.export.calibration.groups import Group
+from autovla_rt.export.calibration.statistics import LayerInput
+from autovla_rt.export.quantize import INT8_MAX, int4_blockwise, int8_per_channel
+from autovla_rt.export.weight_source import WeightSource, matrix_chunks
+
+Float = NDArray[np.float32]
+
+EXPONENTS = tuple(round(0.1 * step, 1) for step in range(1, 11))
+SHARES = tuple(round(1 - 0.05 * step, 2) for step in range(1, 11))
+"""Of a block's largest weight, at which weights are clipped."""
+
+LIMIT = np.float32(1e4)
+"""Most that a channel is rescaled by."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize a product.
+
+    Attributes:
+        weights: Rounds [n, K] weights and gives them back in float32.
+        inputs: Likewise the rows [R, K] of an input.
+        scale: From the largest and the mean |x| of each channel, the largest |w| that reads it and
+            an exponent: what the channel is divided by.
+    """
+
+    weights: Callable[[Float], Float]
+    inputs: Callable[[Float], Float]
+    scale: Callable[[Float, Float, Float, float], Float]
+
+
+def smooth_quant() -> Method:
+    """int8 weights by output channel, int8 inputs by row."""
+    return Method(
+        _int8_rounded,
+        _int8_rounded,
+        lambda largest, _mean, weight, a: largest**a / weight ** (1 - a),
+    )
+
+
+def awq(block: int) -> Method:
+    """int4 weights by block of inputs; inputs as they are."""
+    return Method(
+        lambda rows: int4_rounded(rows, block),
+        lambda rows: rows,
+        lambda _largest, mean, _weight, a: mean**a,
+    )
+
+
+def rescaling(source: WeightSource, group: Group, seen: LayerInput, method: Method) -> Float:
+    """Return what to divide each row of a group's writers by, [largest row + 1]; 1 where no more.
+
+    Args:
+        source: The checkpoint.
+        group: The layers.
+        seen: Statistics of their input.
+        method: How they are quantized.
+    """
+    count = int(group.channels.max()) + 1
+    weight = np.zeros(len(group.channels), np.float32)
+    for chunk in _chunks(source, group):
+        np.maximum(weight, np.abs(chunk).max(axis=0), out=weight)
+    largest, mean, weight = (
+        _by_row(values, group.channels, count) for values in (seen.largest, seen.mean, weight)
+    )
+    known = (largest > 0) & (mean > 0) & (weight > 0)
+    candidates = [np.ones(count, np.float32)]
+    for exponent in EXPONENTS:
+        scale = np.ones(count, np.float32)
+        scale[known] = method.scale(largest[known], mean[known], weight[known], exponent)
+        scale[known] /= np.sqrt(scale[known].max() * scale[known].min())
+        candidates.append(np.clip(scale, 1 / LIMIT, LIMIT))
+    spread = [candidate[group.channels] for candidate in candidates]
+    inputs = [method.inputs(seen.rows / scale) for scale in spread]
+    lost = np.zeros(len(candidates))
+    for chunk in _chunks(source, group):
+        exact = seen.rows @ chunk.T
+        for index, scale in enumerate(spread):
+            off = inputs[index] @ method.weights(chunk * scale).T - exact
+            lost[index] += np.vdot(off, off)
+    return candidates[int(lost.argmin())]
+
+
+def clipped(rows: Float, inputs: Float, block: int) -> Float:
+    """Clip each block of weights [n, K] where that makes int4 lose least on inputs [R, K].
+
+    A block's loss is d G d, with d what rounding changes and G = XᵀX of the block's inputs.
+    """
+    count, width = rows.shape
+    blocks = width // block
+    grouped = rows.reshape(count, blocks, block)
+    gram = np.einsum("rbi,rbj->bij", *(2 * [inputs.reshape(-1, blocks, block)]), optimize=True)
+    limit = np.abs(grouped).max(axis=2, keepdims=True)
+    best, least = rows, np.full((blocks, count), np.inf)
+    for share in (1.0, *SHARES):
+        tried = np.clip(grouped, -share * limit, share * limit)
+        lost = int4_rounded(tried.reshape(count, width), block).reshape(grouped.shape) - grouped
+        by_block = lost.transpose(1, 0, 2)
+        loss = np.einsum("bni,bni->bn", by_block @ gram, by_block)
+        better = (loss < least).T[..., None]
+        best = np.where(better, tried, best.reshape(grouped.shape))
+        least = np.minimum(loss, least)
+    clipped_rows: Float = best.reshape(count, width)
+    return clipped_rows
+
+
+def int4_rounded(rows: Float, block: int) -> Float:
+    """Return what int4 makes of weights [n, K]."""
+    packed, scales = int4_blockwise(rows, block)
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*scales.shape, block)
+    values: Float = (codes.astype(np.float32) - 8) * scales[..., None]
+    return values.reshape(len(rows), -1)[:, : rows.shape[1]]
+
+
+def _int8_rounded(rows: Float) -> Float:
+    codes, scales = int8_per_channel(rows)
+    rounded: Float = np.clip(codes, -INT8_MAX, INT8_MAX) * scales[:, None]
+    return rounded
+
+
+def _chunks(source: WeightSource, group: Group) -> Iterator[Float]:
+    return matrix_chunks(source, group.readers)
+
+
+def _by_row(values: Float, channels: NDArray[np.int64], count: int) -> Float:
+    """Return the largest value of the channels that share a row."""
+    rows = np.zeros(count, np.float32)
+    np.maximum.at(rows, channels, values)
+    return rows

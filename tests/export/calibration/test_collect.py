@@ -1,0 +1,181 @@
+"""A calibration goes on where it was interrupted, and is of one checkpoint and one set alone."""
+
+import numpy as np
+import pytest
+from demo_engine import contents
+
+from autovla_rt.config import Camera, CompiledPrompt, VideoTokens
+from autovla_rt.errors import CalibrationError
+from autovla_rt.export.calibration import collect as collect_module
+from autovla_rt.export.calibration.collect import Plan, collect, step_names
+from autovla_rt.export.calibration.record import (
+    RECORD,
+    CalibrationRecord,
+    read_record,
+    require_fitting,
+)
+from autovla_rt.export.calibration.sample import Sample, TokenSequence, set_identity
+from autovla_rt.export.calibration.statistics import read_statistics
+from autovla_rt.export.progress import NoProgress
+
+CAMERAS = (
+    Camera(name="front", grid=(2, 4, 8)),
+    Camera(name="front_left", grid=(2, 4, 4)),
+)
+STARTS = {"front": 3, "front_left": 25}
+TOKENS = {"front": 16, "front_left": 8}
+
+
+class StoppedError(Exception):
+    """Somebody pressed a key."""
+
+
+class StopAfter(NoProgress):
+    """Progress that ends a run after so many units."""
+
+    def __init__(self, units):
+        self.left = units
+
+    def advance(self, elements):
+        self.left -= elements
+        if self.left < 0:
+            raise StoppedError
+
+
+def samples(model, count=5, seed=0):
+    rng = np.random.default_rng(seed)
+    width = model.geometry.vision.patch_width
+
+    def of(number):
+        patches = {
+            camera.name: rng.standard_normal(
+                (2, camera.grid[1] * camera.grid[2], width), np.float32
+            )
+            for camera in CAMERAS
+        }
+        sequences = tuple(
+            TokenSequence(rng.integers(0, 400, length), np.ones(length, np.float32))
+            for length in (40, 47)
+        )
+        return Sample(f"scene-{number}", lambda: patches, sequences)
+
+    return [of(number) for number in range(count)]
+
+
+def plan(model, given, checkpoint="a"):
+    videos = tuple(VideoTokens(camera=n, start=STARTS[n], count=TOKENS[n]) for n in STARTS)
+    prompt = CompiledPrompt(prefix_ids=tuple(range(40)), videos=videos, tail=())
+    record = CalibrationRecord(
+        checkpoint=checkpoint,
+        cameras=CAMERAS,
+        prompt=prompt,
+        scenes=tuple(sample.token for sample in given),
+        scenes_sha256=set_identity(given),
+    )
+    return Plan(model.weights(), model.geometry, record)
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibration") / "whole"
+    given = samples(model)
+    collect(plan(model, given), given, folder, NoProgress())
+    return folder
+
+
+def test_every_step_and_the_record_are_written_and_nothing_else(model, whole):
+    files = {f"{name}.safetensors" for name in step_names(model.geometry)}
+    assert set(contents(whole)) == files | {RECORD}
+    assert read_record(whole).scenes == tuple(f"scene-{number}" for number in range(5))
+    layer = read_statistics(whole / "model.layers.0.safetensors")
+    projections = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+    assert set(layer) == {f"model.layers.0.{name}" for name in projections}
+    last = read_statistics(whole / f"model.layers.{len(files) - 7}.safetensors")
+    assert "text_head" in last
+
+
+@pytest.mark.parametrize("units", [0, 1, 4, 7, 20])
+def test_an_interrupted_run_goes_on_to_the_same_end(model, whole, tmp_path, units):
+    given = samples(model)
+    with pytest.raises(StoppedError):
+        collect(plan(model, given), given, tmp_path / "c", StopAfter(units))
+    with pytest.raises(CalibrationError, match="interrupted"):
+        read_record(tmp_path / "c")
+    collect(plan(model, given), given, tmp_path / "c", NoProgress())
+    assert contents(tmp_path / "c") == contents(whole)
+
+
+def test_what_was_done_is_not_done_again(model, tmp_path, monkeypatch):
+    given = samples(model)
+    with pytest.raises(StoppedError):
+        collect(plan(model, given), given, tmp_path / "c", StopAfter(3 * 3))
+    steps = []
+    advance = collect_module._advance
+
+    def noted(of, step, *rest):
+        steps.append(step)
+        return advance(of, step, *rest)
+
+    monkeypatch.setattr(collect_module, "_advance", noted)
+    collect(plan(model, given), given, tmp_path / "c", NoProgress())
+    assert list(dict.fromkeys(steps)) == step_names(model.geometry)[3:]
+
+
+@pytest.mark.parametrize("changed", ["scenes", "checkpoint"])
+def test_an_interrupted_run_of_something_else_is_refused(model, tmp_path, changed):
+    given = samples(model)
+    with pytest.raises(StoppedError):
+        collect(plan(model, given), given, tmp_path / "c", StopAfter(4))
+    before = contents(tmp_path / "c")
+    other = samples(model, seed=1) if changed == "scenes" else given
+    checkpoint = "b" if changed == "checkpoint" else "a"
+    with pytest.raises(CalibrationError, match="another checkpoint, other scenes"):
+        collect(plan(model, other, checkpoint), other, tmp_path / "c", NoProgress())
+    assert contents(tmp_path / "c") == before
+
+
+def test_a_folder_of_something_else_is_not_touched(model, whole, tmp_path):
+    given = samples(model)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(CalibrationError, match="expected a new or empty folder"):
+        collect(plan(model, given), given, tmp_path, NoProgress())
+    with pytest.raises(CalibrationError, match="expected a new or empty folder"):
+        collect(plan(model, given), given, whole, NoProgress())
+
+
+def test_batches_change_nothing_but_the_order(model, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_module, "BATCH", 5)
+    given = samples(model)
+    collect(plan(model, given), given, tmp_path / "c", NoProgress())
+    for name in step_names(model.geometry):
+        one = read_statistics(whole / f"{name}.safetensors")
+        other = read_statistics(tmp_path / "c" / f"{name}.safetensors")
+        for site, of in one.items():
+            np.testing.assert_allclose(of.largest, other[site].largest, rtol=1e-4)
+            np.testing.assert_allclose(of.mean, other[site].mean, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"checkpoint": "b"},
+            "of the checkpoint with sha256 b, got one of a",
+        ),
+        ({"cameras": CAMERAS[:1]}, r"front \(2, 4, 8\), got front \(2, 4, 8\), front_left"),
+        ({"prompt": CompiledPrompt(prefix_ids=(1,), videos=(), tail=())}, "another recipe"),
+    ],
+)
+def test_a_calibration_of_something_else_is_not_built_with(whole, changes, said):
+    record = read_record(whole)
+    fitting = {"checkpoint": "a", "cameras": record.cameras, "prompt": record.prompt}
+    require_fitting(record, whole, **fitting)
+    with pytest.raises(CalibrationError, match=said):
+        require_fitting(record, whole, **{**fitting, **changes})
+
+
+def test_a_record_of_another_version_is_refused(whole, tmp_path):
+    record = read_record(whole).model_copy(update={"format_version": 9})
+    (tmp_path / RECORD).write_text(record.model_dump_json())
+    with pytest.raises(CalibrationError, match="expected format version 1, got 9"):
+        read_record(tmp_path)

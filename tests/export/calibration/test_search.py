@@ -1,0 +1,119 @@
+"""Rescaling and clipping lose no more than plain rounding, and much less where it matters."""
+
+import numpy as np
+import pytest
+
+from autovla_rt.export.calibration.groups import Group
+from autovla_rt.export.calibration.search import (
+    awq,
+    clipped,
+    int4_rounded,
+    rescaling,
+    smooth_quant,
+)
+from autovla_rt.export.calibration.statistics import LayerInput
+
+K, N, R = 128, 96, 200
+
+
+class Weights:
+    """Two layers that read one value."""
+
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        self.matrices = {
+            f"{name}.weight": rng.standard_t(4, (N, K)).astype(np.float32) for name in ("a", "b")
+        }
+
+    def shape(self, name):
+        return self.matrices[name].shape
+
+    def rows(self, name, start, stop):
+        return self.matrices[name][start:stop]
+
+
+def seen(rows):
+    return LayerInput(np.abs(rows).max(axis=0), np.abs(rows).mean(axis=0), rows)
+
+
+def with_outliers(seed=0, factor=60.0):
+    rows = np.random.default_rng(seed).standard_normal((R, K)).astype(np.float32)
+    rows[:, [3, 70]] *= factor
+    return rows
+
+
+def group(channels=None):
+    return Group("s", ("a", "b"), ("norm.weight",), np.arange(K) if channels is None else channels)
+
+
+def loss(weights, rows, scale, method):
+    total = 0.0
+    for matrix in weights.matrices.values():
+        off = method.inputs(rows / scale) @ method.weights(matrix * scale).T - rows @ matrix.T
+        total += float(np.vdot(off, off))
+    return total
+
+
+@pytest.mark.parametrize("method", [smooth_quant(), awq(32)], ids=["smooth_quant", "awq"])
+def test_outliers_cost_less_than_by_plain_rounding(method):
+    weights, rows = Weights(), with_outliers()
+    scale = rescaling(weights, group(), seen(rows), method)
+    plain = loss(weights, rows, np.ones(K, np.float32), method)
+    assert loss(weights, rows, scale, method) < 0.5 * plain
+    fresh = with_outliers(seed=9)
+    assert loss(weights, fresh, scale, method) < 0.6 * loss(
+        weights, fresh, np.ones(K, np.float32), method
+    )
+
+
+@pytest.mark.parametrize("method", [smooth_quant(), awq(32)], ids=["smooth_quant", "awq"])
+@pytest.mark.parametrize("seed", range(4))
+def test_it_is_never_worse_on_the_rows_that_it_saw(method, seed):
+    weights = Weights(seed)
+    rows = np.random.default_rng(seed).standard_normal((R, K)).astype(np.float32)
+    scale = rescaling(weights, group(), seen(rows), method)
+    plain = loss(weights, rows, np.ones(K, np.float32), method)
+    assert loss(weights, rows, scale, method) <= plain * (1 + 1e-5)
+
+
+def test_channels_of_one_writer_are_rescaled_alike():
+    channels = np.tile(np.arange(K // 4), 4)
+    scale = rescaling(Weights(), group(channels), seen(with_outliers()), smooth_quant())
+    assert scale.shape == (K // 4,)
+    assert scale[3] == scale.max()  # which channels 3 and, for 70, 6 come from
+
+
+def test_dead_channels_and_rows_that_no_channel_comes_from_stay():
+    rows = with_outliers()
+    rows[:, 5] = 0
+    scale = rescaling(Weights(), group(np.arange(K) + 10), seen(rows), smooth_quant())
+    assert scale.shape == (K + 10,)
+    assert (scale[:10] == 1).all()
+    assert scale[15] == 1
+
+
+def test_clipping_pays_where_a_large_weight_meets_small_inputs():
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((N, K)).astype(np.float32)
+    weights[:, ::32] *= 8
+    inputs = rng.standard_normal((R, K)).astype(np.float32)
+    inputs[:, ::32] *= 0.01
+
+    def off(rounded):
+        return float((((rounded - weights) @ inputs.T) ** 2).sum())
+
+    best = clipped(weights, inputs, 32)
+    assert off(int4_rounded(best, 32)) < 0.5 * off(int4_rounded(weights, 32))
+
+
+def test_clipping_is_by_block_and_leaves_what_it_does_not_help():
+    rng = np.random.default_rng(1)
+    weights = rng.integers(-7, 8, (4, 64)).astype(np.float32)  # nothing is rounded
+    weights[:, ::32] = -8
+    inputs = rng.standard_normal((R, 64)).astype(np.float32)
+    np.testing.assert_array_equal(clipped(weights, inputs, 32), weights)
+
+
+def test_rounding_is_what_the_engine_stores():
+    rows = np.array([[-8.0, 7, 3.4, 0]], np.float32)
+    np.testing.assert_array_equal(int4_rounded(rows, 4), [[-8, 7, 3, 0]])
