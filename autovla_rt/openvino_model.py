@@ -92,6 +92,11 @@ def runs_here() -> str:
     return str(ov.get_version()).partition("-")[0]
 
 
+def has_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVinoModel:
     """A stored model; its weights stay in their file, mapped, until it is compiled and has run.
 
@@ -154,8 +159,13 @@ class OpenVinoModel:
             )
 
     def settings(self, threads: int | None, precision: Precision, weights: str) -> dict[str, Any]:
-        """Return what the CPU plugin is told; arguments as for `compile`."""
+        """Return what the CPU plugin is told; arguments as for `compile`.
+
+        A CPU that lacks bfloat16 computes in float32 and takes keys and values in nothing else.
+        """
         activations = ACTIVATIONS[precision.activations]
+        if activations == "bf16" and not has_bfloat16():
+            activations = "f32"
         return {
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
             "PERFORMANCE_HINT": "LATENCY",

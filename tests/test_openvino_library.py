@@ -102,17 +102,14 @@ def test_an_engine_that_cannot_be_opened_is_told_as_ever(engine, tmp_path):
         open_engines(Bundle(whole, load_bundle(engine).manifest, ""), 1)
 
 
-def test_another_number_format_than_the_engine_asks_for_is_told(engine, monkeypatch, caplog):
-    Planner.load(engine)
-    assert caplog.text == ""
-    asked = openvino_model.OpenVinoModel.settings
-
-    def without_bfloat16(*words):
-        """Return what a CPU without it comes down to."""
-        return {**asked(*words), "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-
-    monkeypatch.setattr(openvino_model.OpenVinoModel, "settings", without_bfloat16)
-    Planner.load(engine)
+def test_a_cpu_without_bfloat16_plans_and_tells(engine, monkeypatch, caplog):
+    request = read_frames_dir(FRAMES)
+    usual = Planner.load(engine).plan(request, mode="fast")
+    if openvino_model.has_bfloat16():
+        assert caplog.text == ""
+    monkeypatch.setattr(openvino_model, "has_bfloat16", lambda: False)
+    without = Planner.load(engine).plan(request, mode="fast")
+    np.testing.assert_allclose(without.trajectory, usual.trajectory, atol=2)
     assert "language.xml: built to compute in bf16 between products, this CPU computes in f32" in (
         caplog.text
     )
