@@ -4,13 +4,18 @@
 
 Writes scenes of seeds that neither training nor any other measurement uses, calibrates on some of
 them and on placeholders (frames of noise, a text that says nothing), builds every engine and
-evaluates each against the fp32 engine on the others. What OUT has already is kept.
+evaluates each against the fp32 engine on the others. The same once more for the same model with
+outliers: a few channels of every layer's inputs made 64 times as large and the weights that read
+them as much smaller, which changes nothing in float32 and is how large models look (SmoothQuant,
+section 3). What OUT has already is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,33 +23,44 @@ from typing import Any
 import numpy as np
 from export_3b import CLI, REPO
 from PIL import Image
+from safetensors.numpy import save_file
 
 from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA
 from autovla_rt.demo.drivers import FRAME_HEIGHT, FRAME_WIDTH
+from autovla_rt.demo.world_engine import model_files
+from autovla_rt.export.calibration.groups import language_groups, vision_groups
+from autovla_rt.export.calibration.rescaled_weights import RescaledWeights
+from autovla_rt.export.open_model import open_model
+from autovla_rt.export.weight_source import HEAD
 from autovla_rt.runtime.scene import PATH_KEYS
 
 Record = dict[str, Any]
 
 EVALUATION_SEED, CALIBRATION_SEED = 2_700_000_000, 2_710_000_000
 CHECKPOINT = REPO / "demo" / "checkpoint"
-MODEL = (
-    f"--checkpoint {CHECKPOINT}/base --config {CHECKPOINT}/config.yaml "
-    f"--recipe {REPO}/demo/recipe.toml --frame-size {FRAME_WIDTH}x{FRAME_HEIGHT}"
-)
+OUTLIERS, OUTLIER = 4, 64.0
+"""Channels of each input that are made larger, and how much."""
+
+PLAIN, WITH_OUTLIERS = "plain", "outliers"
 ENGINES = {
-    "fp32": ("cpu", "fp32", None),
-    "int8": ("cpu", "int8", None),
-    "int8_sq": ("cpu", "int8_sq", "scenes"),
-    "int8_sq, placeholders": ("cpu", "int8_sq", "placeholders"),
-    "int4": ("cpu", "int4", None),
-    "int4_awq": ("cpu", "int4_awq", "scenes"),
-    "int4_awq, placeholders": ("cpu", "int4_awq", "placeholders"),
-    "x86 int8": ("x86", "int8", None),
-    "x86 int8_sq": ("x86", "int8_sq", "scenes"),
-    "x86 int4": ("x86", "int4", None),
-    "x86 int4_awq": ("x86", "int4_awq", "scenes"),
+    "fp32": (PLAIN, "cpu", "fp32", None),
+    "int8": (PLAIN, "cpu", "int8", None),
+    "int8_sq": (PLAIN, "cpu", "int8_sq", "scenes"),
+    "int8_sq, placeholders": (PLAIN, "cpu", "int8_sq", "placeholders"),
+    "int4": (PLAIN, "cpu", "int4", None),
+    "int4_awq": (PLAIN, "cpu", "int4_awq", "scenes"),
+    "int4_awq, placeholders": (PLAIN, "cpu", "int4_awq", "placeholders"),
+    "x86 int8": (PLAIN, "x86", "int8", None),
+    "x86 int8_sq": (PLAIN, "x86", "int8_sq", "scenes"),
+    "x86 int4": (PLAIN, "x86", "int4", None),
+    "x86 int4_awq": (PLAIN, "x86", "int4_awq", "scenes"),
+    "outliers: int8": (WITH_OUTLIERS, "cpu", "int8", None),
+    "outliers: int8_sq": (WITH_OUTLIERS, "cpu", "int8_sq", "scenes"),
+    "outliers: int8_sq, placeholders": (WITH_OUTLIERS, "cpu", "int8_sq", "placeholders"),
+    "outliers: int4": (WITH_OUTLIERS, "cpu", "int4", None),
+    "outliers: int4_awq": (WITH_OUTLIERS, "cpu", "int4_awq", "scenes"),
 }
-"""Name -> target, precision, what it is calibrated on."""
+"""Name -> model, target, precision, what it is calibrated on."""
 
 COLUMNS = (
     "Engine",
@@ -89,6 +105,38 @@ def write_placeholders(folder: Path, count: int) -> None:
         (folder / "scenes" / f"{token}.json").write_text(json.dumps(scene))
 
 
+def write_outliers(folder: Path) -> None:
+    """Write the same model with channels that are much larger than others."""
+    shutil.copytree(CHECKPOINT, folder)
+    model = open_model(model_files(CHECKPOINT))
+    rng = np.random.default_rng(0)
+    weights = RescaledWeights(model.weights())
+    for group in (
+        *vision_groups(model.geometry.vision),
+        *language_groups(model.geometry.language),
+    ):
+        if HEAD not in group.readers:  # tied to the embeddings
+            scale = np.ones(int(group.channels.max()) + 1, np.float32)
+            scale[rng.choice(group.channels, OUTLIERS, replace=False)] = 1 / OUTLIER
+            weights.rescale(group, scale)
+    tensors = {}
+    for name in model.checkpoint.names:
+        shape = model.checkpoint.shape(name)
+        rows = weights.rows(name, 0, shape[0]) if len(shape) < 3 else model.checkpoint.read(name)
+        tensors[name] = np.ascontiguousarray(rows, np.float32)
+    model.checkpoint.close()
+    save_file(tensors, folder / "base" / "model.safetensors", {"format": "pt"})
+
+
+def model_options(out: Path, model: str) -> str:
+    """Return the options that name a model."""
+    folder = CHECKPOINT if model == PLAIN else out / model
+    return (
+        f"--checkpoint {folder}/base --config {folder}/config.yaml "
+        f"--recipe {REPO}/demo/recipe.toml --frame-size {FRAME_WIDTH}x{FRAME_HEIGHT}"
+    )
+
+
 def prepare(out: Path, scenes: int, calibration: int) -> None:
     """Write scenes, calibrate, build; what is there is kept."""
     for name, count, seed in (
@@ -98,21 +146,24 @@ def prepare(out: Path, scenes: int, calibration: int) -> None:
         command(f"scenes {out}/{name} --count {count} --seed {seed}")
     if not (out / "placeholders").exists():
         write_placeholders(out / "placeholders", calibration)
-    for name in ("scenes", "placeholders"):
-        folder = out / f"calibration-{name}"
-        if not (folder / "calibration.json").exists():
-            given = f"--scenes {out}/{name}/scenes --sensor-root {out}/{name}/sensors"
-            command(f"calibrate {MODEL} {given} --count {calibration} --out {folder}")
-    for name, (target, precision, fitted) in ENGINES.items():
+    if not (out / WITH_OUTLIERS).exists():
+        write_outliers(out / WITH_OUTLIERS)
+    for name, (model, target, precision, fitted) in ENGINES.items():
+        options = f"{model_options(out, model)} "
+        if fitted is not None:
+            folder = out / f"calibration-{model}-{fitted}"
+            if not (folder / "calibration.json").exists():
+                given = f"--scenes {out}/{fitted}/scenes --sensor-root {out}/{fitted}/sensors"
+                command(f"calibrate {options} {given} --count {calibration} --out {folder}")
+            options += f"--calibration {folder} "
         if not engine_folder(out, name).exists():
-            with_it = f"--calibration {out}/calibration-{fitted}" if fitted else ""
-            options = f"--target {target} --precision {precision} {with_it}"
-            command(f"build {MODEL} {options} --out {engine_folder(out, name)}")
+            options += f"--target {target} --precision {precision}"
+            command(f"build {options} --out {engine_folder(out, name)}")
 
 
 def engine_folder(out: Path, name: str) -> Path:
     """Where an engine lies."""
-    return out / "engines" / name.replace(", ", "-").replace(" ", "-")
+    return out / "engines" / re.sub("[^a-z0-9_]+", "-", name)
 
 
 def evaluate(out: Path, name: str, processes: int) -> Record:

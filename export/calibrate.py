@@ -94,5 +94,5 @@ def _rescaled(
     method = smooth_quant() if block is None else awq(block)
     calibrated = CalibratedWeights(weights, settings.calibration, block)
     progress.stage("rescaling", len(groups))
-    calibrated.rescale(model.weights(), groups, method, progress.advance)
+    calibrated.fit(model.weights(), groups, method, progress.advance)
     return calibrated

@@ -1,9 +1,10 @@
 """How much to rescale each channel: the exponents and clippings that lose least on real inputs.
 
 Sources: SmoothQuant (arXiv 2211.10438, eq. 4): s = max|x|^a / max|w|^(1-a). AWQ (arXiv 2306.00978,
-eq. 5): s = mean|x|^a, and clipping of each block's weights. Both papers fix or search `a`; here it
-is searched for every group of layers, and "as it is" is always among the candidates, so that on the
-calibration's own rows no group gets worse than by plain rounding.
+eq. 5): s = mean|x|^a, or, as its code and NVIDIA's ModelOpt have it, mean|x|^a / w^(1-a) with w how
+large a column's weights are in their blocks on average; and clipping of each block's weights. The
+exponent is searched for every group of layers, and "as it is" is always among the candidates, so
+that on the calibration's own rows no group gets worse than by plain rounding.
 """
 
 from __future__ import annotations
@@ -36,30 +37,38 @@ class Method:
     Attributes:
         weights: Rounds [n, K] weights and gives them back in float32.
         inputs: Likewise the rows [R, K] of an input.
-        scale: From the largest and the mean |x| of each channel, the largest |w| that reads it and
-            an exponent: what the channel is divided by.
+        sizes: How large each weight [n, K] is.
+        mean_size: Whether the size of a column is the mean of its weights' or the largest.
+        scales: From the largest and the mean |x| of each channel, the size of the weights that read
+            it, and an exponent: what the channel may be divided by.
     """
 
     weights: Callable[[Float], Float]
     inputs: Callable[[Float], Float]
-    scale: Callable[[Float, Float, Float, float], Float]
+    sizes: Callable[[Float], Float]
+    mean_size: bool
+    scales: Callable[[Float, Float, Float, float], tuple[Float, ...]]
 
 
 def smooth_quant() -> Method:
     """int8 weights by output channel, int8 inputs by row."""
     return Method(
-        _int8_rounded,
-        _int8_rounded,
-        lambda largest, _mean, weight, a: largest**a / weight ** (1 - a),
+        weights=_int8_rounded,
+        inputs=_int8_rounded,
+        sizes=np.abs,
+        mean_size=False,
+        scales=lambda largest, _mean, weight, a: (largest**a / weight ** (1 - a),),
     )
 
 
 def awq(block: int) -> Method:
     """int4 weights by block of inputs; inputs as they are."""
     return Method(
-        lambda rows: int4_rounded(rows, block),
-        lambda rows: rows,
-        lambda _largest, mean, _weight, a: mean**a,
+        weights=lambda rows: int4_rounded(rows, block),
+        inputs=lambda rows: rows,
+        sizes=lambda rows: _share_of_block(rows, block),
+        mean_size=True,
+        scales=lambda _largest, mean, weight, a: (mean**a, mean**a / weight ** (1 - a)),
     )
 
 
@@ -73,19 +82,17 @@ def rescaling(source: WeightSource, group: Group, seen: LayerInput, method: Meth
         method: How they are quantized.
     """
     count = int(group.channels.max()) + 1
-    weight = np.zeros(len(group.channels), np.float32)
-    for chunk in _chunks(source, group):
-        np.maximum(weight, np.abs(chunk).max(axis=0), out=weight)
+    weight = _column_sizes(source, group, method)
     largest, mean, weight = (
         _by_row(values, group.channels, count) for values in (seen.largest, seen.mean, weight)
     )
     known = (largest > 0) & (mean > 0) & (weight > 0)
     candidates = [np.ones(count, np.float32)]
     for exponent in EXPONENTS:
-        scale = np.ones(count, np.float32)
-        scale[known] = method.scale(largest[known], mean[known], weight[known], exponent)
-        scale[known] /= np.sqrt(scale[known].max() * scale[known].min())
-        candidates.append(np.clip(scale, 1 / LIMIT, LIMIT))
+        for given in method.scales(largest[known], mean[known], weight[known], exponent):
+            scale = np.ones(count, np.float32)
+            scale[known] = balanced(given)
+            candidates.append(scale)
     spread = [candidate[group.channels] for candidate in candidates]
     inputs = [method.inputs(seen.rows / scale) for scale in spread]
     lost = np.zeros(len(candidates))
@@ -95,6 +102,23 @@ def rescaling(source: WeightSource, group: Group, seen: LayerInput, method: Meth
             off = inputs[index] @ method.weights(chunk * scale).T - exact
             lost[index] += np.vdot(off, off)
     return candidates[int(lost.argmin())]
+
+
+def _column_sizes(source: WeightSource, group: Group, method: Method) -> Float:
+    """Return how large the weights of each column [K] are."""
+    total, count = np.zeros(len(group.channels), np.float32), 0
+    for chunk in _chunks(source, group):
+        sizes = method.sizes(chunk)
+        total = total + sizes.sum(axis=0) if method.mean_size else np.maximum(total, sizes.max(0))
+        count += len(chunk)
+    return total / np.float32(count) if method.mean_size else total
+
+
+def balanced(scale: Float) -> Float:
+    """Keep scales within `LIMIT` and put them around 1: largest times smallest is 1."""
+    within: Float = np.clip(scale, 1 / LIMIT, LIMIT).astype(np.float32)
+    within /= np.sqrt(within.max() * within.min())
+    return within
 
 
 def clipped(rows: Float, inputs: Float, block: int) -> Float:
@@ -126,6 +150,14 @@ def int4_rounded(rows: Float, block: int) -> Float:
     codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*scales.shape, block)
     values: Float = (codes.astype(np.float32) - 8) * scales[..., None]
     return values.reshape(len(rows), -1)[:, : rows.shape[1]]
+
+
+def _share_of_block(rows: Float, block: int) -> Float:
+    """Return |w| as a share of its block's largest, [n, K]."""
+    grouped = np.abs(rows).reshape(len(rows), -1, block)
+    largest = grouped.max(axis=2, keepdims=True)
+    shares: Float = grouped / np.where(largest > 0, largest, np.float32(1))
+    return shares.reshape(rows.shape)
 
 
 def _int8_rounded(rows: Float) -> Float:

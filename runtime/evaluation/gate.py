@@ -62,7 +62,7 @@ LIMITS = {
     "language_cosine": Limit(
         0.98,
         at_most=False,
-        meaning="mean cosine of the states that actions are chosen from",
+        meaning="mean cosine of the logits that actions are chosen from",
         read=lambda summary: summary["against"]["cosine"]["language"]["mean"],
     ),
 }

@@ -23,14 +23,13 @@ class Observation:
         trajectory: [num_poses, 3] of its own answer, as `Plan.trajectory`.
         decoded: That answer.
         features: [visual tokens, hidden] of all cameras, in the order of the prompt.
-        states: [num_poses, hidden] that the given answer's actions are chosen from.
-        action_logits: [num_poses, num_actions] of these.
+        action_logits: [num_poses, num_actions] that the given answer's actions are chosen from.
+            (Not the states before: a calibrated engine has them in a basis of its own.)
     """
 
     trajectory: NDArray[np.float64]
     decoded: Decoded
     features: Float
-    states: Float
     action_logits: Float
 
 
@@ -60,7 +59,6 @@ def observe(
         trajectory=planner.trajectory(decoded),
         decoded=decoded,
         features=_features(planner, prompted),
-        states=states,
         action_logits=planner.action_logits(states),
     )
 

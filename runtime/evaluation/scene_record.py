@@ -77,7 +77,7 @@ def scene_record(
     record["same_action"] = (chosen == expected).tolist()
     record["cosine"] = {
         "vision": _cosine(seen.features, reference.features),
-        "language": _cosine(seen.states, reference.states),
+        "language": _cosine(seen.action_logits, reference.action_logits),
     }
     return record
 

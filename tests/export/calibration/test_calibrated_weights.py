@@ -17,7 +17,9 @@ CAMERA = Camera(name="front", grid=(2, 8, 8))
 COARSE = Method(
     weights=np.rint,
     inputs=lambda rows: rows,
-    scale=lambda largest, _mean, _weight, a: largest ** (2 * a),
+    sizes=np.abs,
+    mean_size=False,
+    scales=lambda largest, _mean, _weight, a: (largest ** (2 * a),),
 )
 
 
@@ -44,7 +46,7 @@ def rescaled(model, groups, tmp_path_factory):
                 )
         write_statistics(folder / f"{step}.safetensors", sites)
     weights = CalibratedWeights(model.weights(), folder, None)
-    weights.rescale(model.weights(), groups, COARSE, lambda _: None)
+    weights.fit(model.weights(), groups, COARSE, lambda _: None)
     return weights
 
 
