@@ -79,6 +79,11 @@ $(VENV)/base.stamp: pyproject.toml constraints.txt
 	.venv-genai/bin/pip install --quiet -r bench/peers/requirements-genai.txt
 	touch $@
 
+.venv-modelopt/stamp: tests/parity/requirements-modelopt.txt
+	test -x .venv-modelopt/bin/python || $(PYTHON) -m venv .venv-modelopt
+	.venv-modelopt/bin/pip install --quiet -r tests/parity/requirements-modelopt.txt
+	touch $@
+
 $(VENV)/dev.stamp: $(VENV)/base.stamp
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,demo,plot,dev]'
 	touch $@

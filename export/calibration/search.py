@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 
 from autovla_rt.export.calibration.groups import Group
 from autovla_rt.export.calibration.statistics import LayerInput
-from autovla_rt.export.quantize import INT8_MAX, int4_blockwise, int8_per_channel
+from autovla_rt.export.quantize import (
+    INT8_MAX,
+    SMALLEST_SCALE,
+    int4_blockwise,
+    int8_per_channel,
+)
 from autovla_rt.export.weight_source import WeightSource, matrix_chunks
 
 Float = NDArray[np.float32]
@@ -155,9 +160,8 @@ def int4_rounded(rows: Float, block: int) -> Float:
 def _share_of_block(rows: Float, block: int) -> Float:
     """Return |w| as a share of its block's largest, [n, K]."""
     grouped = np.abs(rows).reshape(len(rows), -1, block)
-    largest = grouped.max(axis=2, keepdims=True)
-    shares: Float = grouped / np.where(largest > 0, largest, np.float32(1))
-    return shares.reshape(rows.shape)
+    largest = np.maximum(grouped.max(axis=2, keepdims=True), SMALLEST_SCALE)
+    return (grouped / largest).reshape(rows.shape)
 
 
 def _int8_rounded(rows: Float) -> Float:
