@@ -66,7 +66,8 @@ TargetName = Annotated[str, typer.Option("--target", help="Device to build for."
 PrecisionName = Annotated[
     str,
     typer.Option(
-        "--precision", help="On a CPU fp32; int8 or int4, rounded; int8_sq or int4_awq, calibrated."
+        "--precision",
+        help="fp32; int8, int4: rounded; int8_sq, int4_awq: calibrated. Or VISION/LANGUAGE.",
     ),
 ]
 Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]

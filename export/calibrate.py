@@ -15,7 +15,7 @@ from autovla_rt.export.calibration.sample import Sample, set_identity
 from autovla_rt.export.calibration.search import awq, smooth_quant
 from autovla_rt.export.opened_model import OpenedModel
 from autovla_rt.export.progress import Progress
-from autovla_rt.export.settings import NUMBER_FORMATS, PRECISIONS, Settings
+from autovla_rt.export.settings import NUMBER_FORMATS, Settings
 from autovla_rt.export.weight_source import WeightSource
 
 
@@ -59,7 +59,7 @@ def calibration_used(
     require_fitting(
         record, settings.calibration, checkpoint=fingerprint, cameras=cameras, prompt=prompt
     )
-    vision, language = PRECISIONS[settings.precision]
+    vision, language = settings.chosen
     return CalibrationUsed(
         vision=vision,
         language=language,
@@ -71,13 +71,13 @@ def calibration_used(
 def vision_weights(model: OpenedModel, settings: Settings, progress: Progress) -> WeightSource:
     """Return the weights of which the vision tower is quantized."""
     groups = list(vision_groups(model.geometry.vision))
-    return _rescaled(model, settings, PRECISIONS[settings.precision][0], groups, progress)
+    return _rescaled(model, settings, settings.chosen[0], groups, progress)
 
 
 def language_weights(model: OpenedModel, settings: Settings, progress: Progress) -> WeightSource:
     """Return the weights of which the language model and its heads are quantized."""
     groups = list(language_groups(model.geometry.language))
-    return _rescaled(model, settings, PRECISIONS[settings.precision][1], groups, progress)
+    return _rescaled(model, settings, settings.chosen[1], groups, progress)
 
 
 def _rescaled(

@@ -17,7 +17,10 @@ PRECISIONS = {
     "int4": ("int8", "int4"),
     "int4_awq": ("int8_sq", "int4_awq"),
 }
-"""Precision of an engine -> (vision, language). A vision tower in int4 loses too much."""
+"""Precision of an engine -> (vision, language)."""
+
+VISION_PRECISIONS = ("fp32", "int8", "int8_sq")
+"""A vision tower in int4 loses too much."""
 
 NUMBER_FORMATS = {"int8_sq": "int8", "int4_awq": "int4"}
 """Calibrated precision of a part -> the format that its weights are stored in."""
@@ -35,6 +38,7 @@ INT4_BLOCKS = (16, 32, 64, 128, 256)
 class Settings:
     """What the user chose for the engine.
 
+    `precision` is a key of `PRECISIONS`, or VISION/LANGUAGE with the precision of each part;
     `frame_sizes` maps each camera to the (width, height) in pixels of the frames it delivers;
     `calibration` is the folder of a calibration, which some precisions need.
     """
@@ -56,9 +60,15 @@ class Settings:
         return dialect_of(TARGETS[self.target].backend)
 
     @property
+    def chosen(self) -> tuple[str, str]:
+        """What was chosen for vision tower and language model, calibrated or not."""
+        vision, _, language = self.precision.partition("/")
+        return (vision, language) if language else PRECISIONS[self.precision]
+
+    @property
     def parts(self) -> Precision:
-        """Precision of each part."""
-        vision, language = (NUMBER_FORMATS.get(of, of) for of in PRECISIONS[self.precision])
+        """Number format of each part."""
+        vision, language = (NUMBER_FORMATS.get(of, of) for of in self.chosen)
         in_bf16 = language != "fp32" and TARGETS[self.target].backend == "openvino"
         return Precision(
             vision=vision,
@@ -77,7 +87,14 @@ def check_settings(settings: Settings) -> Target:
         CapacityError: a KV capacity beyond the model's positions.
         DependencyError: the backend's library is missing.
     """
-    target = check_target(settings.target, settings.precision)
+    parts = settings.precision.split("/")
+    for part in parts:
+        target = check_target(settings.target, part)
+    if len(parts) > 2 or (len(parts) == 2 and parts[0] not in VISION_PRECISIONS):
+        raise TargetError(
+            f"precision {settings.precision}: expected one for both parts, or VISION/LANGUAGE with "
+            f"{', '.join(VISION_PRECISIONS)} for the vision tower, as in int8_sq/int4_awq."
+        )
     _check_calibration(settings)
     dialect_of(target.backend)  # raises where its library is missing
     if settings.int4_block not in INT4_BLOCKS:
@@ -94,15 +111,14 @@ def check_settings(settings: Settings) -> Target:
 
 
 def _check_calibration(settings: Settings) -> None:
-    calibrated = [of for of, parts in PRECISIONS.items() if {*parts} & {*NUMBER_FORMATS}]
-    plain = [of for of in PRECISIONS if of not in calibrated]
-    if settings.precision in calibrated and settings.calibration is None:
+    needed = not NUMBER_FORMATS.keys().isdisjoint(settings.chosen)
+    if needed and settings.calibration is None:
         raise TargetError(
             f"precision {settings.precision}: expected --calibration, the folder that autovla-rt "
-            f"calibrate wrote, got none.\nCalibrate first, or choose {' or '.join(plain)}."
+            f"calibrate wrote, got none.\nCalibrate first, or choose fp32, int8 or int4."
         )
-    if settings.calibration is not None and settings.precision in plain:
+    if settings.calibration is not None and not needed:
         raise TargetError(
             f"precision {settings.precision}: expected no --calibration, which it does not use, "
-            f"got {settings.calibration}.\nLeave it out, or choose {' or '.join(calibrated)}."
+            f"got {settings.calibration}.\nLeave it out, or choose {' or '.join(NUMBER_FORMATS)}."
         )

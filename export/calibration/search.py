@@ -100,13 +100,30 @@ def rescaling(source: WeightSource, group: Group, seen: LayerInput, method: Meth
             candidates.append(scale)
     spread = [candidate[group.channels] for candidate in candidates]
     inputs = [method.inputs(seen.rows / scale) for scale in spread]
-    lost = np.zeros(len(candidates))
+    lost, whole = np.zeros((len(candidates), len(seen.rows))), np.zeros(len(seen.rows))
     for chunk in _chunks(source, group):
         exact = seen.rows @ chunk.T
+        whole += _squares(exact)
         for index, scale in enumerate(spread):
             off = inputs[index] @ method.weights(chunk * scale).T - exact
-            lost[index] += np.vdot(off, off)
-    return candidates[int(lost.argmin())]
+            lost[index] += _squares(off)
+    return candidates[int((lost @ row_weights(whole)).argmin())]
+
+
+def row_weights(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how much each row's loss counts, from the squared norms of rows.
+
+    A few rows of a sequence are many times as large as others, and their loss with them; they would
+    decide alone. So rows count by their share of loss, but small ones no more than the median.
+    """
+    least = max(float(np.median(squares)), float(np.finfo(np.float64).tiny))
+    weights: NDArray[np.float64] = 1 / np.maximum(squares, least)
+    return weights
+
+
+def _squares(rows: Float) -> NDArray[np.float64]:
+    squares: NDArray[np.float64] = np.einsum("rn,rn->r", rows, rows, dtype=np.float64)
+    return squares
 
 
 def _column_sizes(source: WeightSource, group: Group, method: Method) -> Float:
@@ -129,8 +146,11 @@ def balanced(scale: Float) -> Float:
 def clipped(rows: Float, inputs: Float, block: int) -> Float:
     """Clip each block of weights [n, K] where that makes int4 lose least on inputs [R, K].
 
-    A block's loss is d G d, with d what rounding changes and G = XᵀX of the block's inputs.
+    A block's loss is d G d, with d what rounding changes and G = XᵀX of the block's inputs, whose
+    rows are weighed as in `rescaling`.
     """
+    weight = np.sqrt(row_weights(_squares(inputs))).astype(np.float32)
+    inputs = inputs * weight[:, None]
     count, width = rows.shape
     blocks = width // block
     grouped = rows.reshape(count, blocks, block)
@@ -161,7 +181,8 @@ def _share_of_block(rows: Float, block: int) -> Float:
     """Return |w| as a share of its block's largest, [n, K]."""
     grouped = np.abs(rows).reshape(len(rows), -1, block)
     largest = np.maximum(grouped.max(axis=2, keepdims=True), SMALLEST_SCALE)
-    return (grouped / largest).reshape(rows.shape)
+    shares: Float = grouped / largest
+    return shares.reshape(rows.shape)
 
 
 def _int8_rounded(rows: Float) -> Float:

@@ -53,6 +53,16 @@ def test_progress_ends_at_the_announced_total(model, tmp_path, precision):
         assert announced == counted > 0
 
 
+@pytest.mark.parametrize("target", ["cpu", "x86"])
+def test_parts_have_precisions_of_their_own(model, tmp_path, target):
+    folder = tmp_path / "e"
+    chosen = settings(precision="fp32/int4", target=target)
+    manifest = build.build_engine(model, chosen, folder, NoProgress())
+    assert (manifest.precision.vision, manifest.precision.language) == ("fp32", "int4")
+    sizes = {name: record.size for name, record in load_bundle(folder).manifest.files.items()}
+    assert sizes["vision_8x14.bin" if target == "x86" else "vision.bin"] > sizes["language.bin"]
+
+
 def test_the_manifest_says_what_was_built(model, tmp_path):
     folder = tmp_path / "e"
     build.build_engine(model, settings(precision="fp32", notes=("a",)), folder, NoProgress())
@@ -76,6 +86,10 @@ def test_the_manifest_says_what_was_built(model, tmp_path):
     [
         ({"precision": "fp8"}, TargetError, "expected one of fp32, int8, int8_sq, int4, int4_awq"),
         ({"target": "agx-orin-64", "precision": "fp8"}, TargetError, "fp16, int8, int8_sq, int4"),
+        ({"precision": "int4/int8"}, TargetError, "fp32, int8, int8_sq for the vision tower"),
+        ({"precision": "int8/int4/fp32"}, TargetError, "expected one for both parts, or VISION/"),
+        ({"precision": "int8/int2"}, TargetError, "'int2' on cpu"),
+        ({"precision": "fp32/int4_awq"}, TargetError, "expected --calibration"),
         ({"int4_block": 24}, TargetError, "int4 block 24: expected one of 16, 32, 64, 128, 256"),
         ({"kv_capacity": 128_001}, CapacityError, "expected at most 128000"),
         ({"kv_capacity": 300}, CapacityError, "expected at least"),

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from autovla_rt.export.calibration import search
 from autovla_rt.export.calibration.groups import Group
 from autovla_rt.export.calibration.search import (
     awq,
     clipped,
     int4_rounded,
     rescaling,
+    row_weights,
     smooth_quant,
 )
 from autovla_rt.export.calibration.statistics import LayerInput
@@ -47,11 +49,13 @@ def group(channels=None):
 
 
 def loss(weights, rows, scale, method):
-    total = 0.0
+    lost, whole = np.zeros(len(rows)), np.zeros(len(rows))
     for matrix in weights.matrices.values():
-        off = method.inputs(rows / scale) @ method.weights(matrix * scale).T - rows @ matrix.T
-        total += float(np.vdot(off, off))
-    return total
+        exact = rows @ matrix.T
+        off = method.inputs(rows / scale) @ method.weights(matrix * scale).T - exact
+        lost += (off**2).sum(axis=1)
+        whole += (exact**2).sum(axis=1)
+    return float(lost @ row_weights(whole))
 
 
 @pytest.mark.parametrize("method", [smooth_quant(), awq(32)], ids=["smooth_quant", "awq"])
@@ -74,6 +78,24 @@ def test_it_is_never_worse_on_the_rows_that_it_saw(method, seed):
     scale = rescaling(weights, group(), seen(rows), method)
     plain = loss(weights, rows, np.ones(K, np.float32), method)
     assert loss(weights, rows, scale, method) <= plain * (1 + 1e-5)
+
+
+def test_a_few_large_rows_do_not_decide_alone(monkeypatch):
+    weights, rows = Weights(), with_outliers()
+    large = 1e4 * np.random.default_rng(5).standard_normal((3, K)).astype(np.float32)
+    both = LayerInput(seen(rows).largest, seen(rows).mean, np.concatenate([rows, large]))
+
+    def loss_of_others():
+        scale = rescaling(weights, group(), both, smooth_quant())
+        return loss(weights, rows, scale, smooth_quant())
+
+    fair = loss_of_others()
+    best = loss(
+        weights, rows, rescaling(weights, group(), seen(rows), smooth_quant()), smooth_quant()
+    )
+    assert fair < 1.1 * best
+    monkeypatch.setattr(search, "row_weights", np.ones_like)
+    assert loss_of_others() > 1.5 * fair
 
 
 def test_channels_of_one_writer_are_rescaled_alike():
