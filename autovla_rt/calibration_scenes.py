@@ -68,8 +68,7 @@ class SampleReader:
         for path in scenes:
             request, reasoning = read_scene(path, sensor_root), read_reasoning(path)
             reasoned += bool(reasoning)
-            sequences = self._sequences(path, request, reasoning)
-            samples.append(Sample(path.stem, partial(self._patches, request), sequences))
+            samples.append(self._sample(path, request, reasoning))
         if self._model.use_cot and not reasoned:
             raise CalibrationError(
                 f"{len(scenes)} scenes from {scenes[0].parent}: expected some with reasoning "
@@ -84,8 +83,8 @@ class SampleReader:
             for camera in self._cameras
         }
 
-    def _sequences(self, path: Path, request: Request, reasoning: str) -> tuple[TokenSequence, ...]:
-        """Return prompt and answer in every mode that can be taught of a scene."""
+    def _sample(self, path: Path, request: Request, reasoning: str) -> Sample:
+        """Return a scene with the answers in every mode that can be taught of it."""
         if request.expert is None:
             raise CalibrationError(
                 f"{path}: expected gt_trajectory, whose actions the answer is taught with, got "
@@ -93,28 +92,34 @@ class SampleReader:
             )
         followed = follow(self._model.codebook, np.array(request.expert, np.float64))
         actions = "".join(f"<action_{index}>" for index in followed)
-        prompt = self._prompt.ids(request)
+        ids = self._prompt.ids(request)
+        prompt = TokenSequence(ids, np.ones(len(ids), np.float32))
+        answers = self._answers(actions, reasoning)
+        return Sample(path.stem, partial(self._patches, request), prompt, answers)
+
+    def _answers(self, actions: str, reasoning: str) -> tuple[TokenSequence, ...]:
         answer = self._model.recipe.answer
         if not self._model.use_cot:
-            return (self._sequence(prompt, self._ids(answer.direct, actions=actions), None),)
+            return (self._answer(self._ids(answer.direct, actions=actions), None),)
         fast = self._ids(answer.fast, actions=actions)
         slow = self._ids(answer.slow, actions=actions, reasoning=reasoning or "Go.")
         decision = next(
             index for index, (a, b) in enumerate(zip(fast, slow, strict=False)) if a != b
         )
         answers = (fast, slow) if reasoning else (fast,)
-        return tuple(self._sequence(prompt, ids, decision) for ids in answers)
+        return tuple(self._answer(ids, decision) for ids in answers)
 
-    def _sequence(
-        self, prompt: NDArray[np.int64], answer: list[int], decision: int | None
-    ) -> TokenSequence:
-        """Weigh the positions by what comes out of them: that of the token behind."""
-        ids = np.array([*prompt, *answer, self._model.end_token_ids[0]], np.int64)
+    def _answer(self, answer: list[int], decision: int | None) -> TokenSequence:
+        """Weigh the positions by what comes out of them: that of the token behind.
+
+        All answers begin alike, so no position of the prompt chooses between them.
+        """
+        ids = np.array([*answer, self._model.end_token_ids[0]], np.int64)
         taught = np.ones(len(ids), np.float32)
         start = self._model.actions.action_start_id
         taught[ids >= start] = ACTION_WEIGHT
         if decision is not None:
-            taught[len(prompt) + decision] = DECISION_WEIGHT
+            taught[decision] = DECISION_WEIGHT
         return TokenSequence(ids, np.append(taught[1:], np.float32(1)))
 
     def _ids(self, template: Template, **slots: str) -> list[int]:

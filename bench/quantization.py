@@ -80,8 +80,11 @@ def command(words: str) -> None:
     subprocess.run([*CLI, *words.split()], check=True, stdout=subprocess.DEVNULL)
 
 
-def write_placeholders(folder: Path, count: int) -> None:
+def write_placeholders(
+    folder: Path, count: int, size: tuple[int, int] = (FRAME_WIDTH, FRAME_HEIGHT)
+) -> None:
     """Write scenes of noise, in the official layout: what calibration is done with in a hurry."""
+    width, height = size
     rng = np.random.default_rng(0)
     for number in range(count):
         token = f"placeholder-{number:03d}"
@@ -97,7 +100,7 @@ def write_placeholders(folder: Path, count: int) -> None:
         for camera in CAMERAS:
             paths = [f"{token}/{camera}/{index}.jpg" for index in range(FRAMES_PER_CAMERA)]
             for path in paths:
-                pixels = rng.integers(0, 256, (FRAME_HEIGHT, FRAME_WIDTH, 3), np.uint8)
+                pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
                 (folder / "sensors" / path).parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(folder / "sensors" / path)
             scene[PATH_KEYS[camera]] = paths

@@ -98,7 +98,7 @@ def test_other_seeds_draw_other_scenes():
 
 def test_both_modes_are_taught_and_actions_and_decision_weigh_more(opened):
     samples = reader(opened).read(sorted(SCENES.glob("*.json")), SENSORS)
-    fast, slow = next(sample.sequences for sample in samples if len(sample.sequences) == 2)
+    fast, slow = next(sample.answers for sample in samples if len(sample.answers) == 2)
     actions = opened.actions
     for sequence in (fast, slow):
         taught = np.append(sequence.ids[1:], -1)
@@ -122,7 +122,7 @@ def test_a_scene_without_reasoning_has_the_fast_answer_alone(opened):
     }
     assert 0 < len(reasoned) < 16
     for sample in samples:
-        assert len(sample.sequences) == (2 if sample.token in reasoned else 1)
+        assert len(sample.answers) == (2 if sample.token in reasoned else 1)
 
 
 @pytest.mark.parametrize("count", [3, 17])

@@ -21,7 +21,7 @@ from autovla_rt.errors import CalibrationError
 from autovla_rt.export.calibration.record import RECORD, CalibrationRecord
 from autovla_rt.export.calibration.sample import Sample
 from autovla_rt.export.calibration.statistics import Collector, write_statistics
-from autovla_rt.export.graph.eager import EagerOps, Held, arrays_of
+from autovla_rt.export.graph.eager import Branches, EagerOps, Held, arrays_of
 from autovla_rt.export.graph.language import language_layer
 from autovla_rt.export.graph.ops import Value
 from autovla_rt.export.graph.vision import vision_block, vision_embedding, vision_merger
@@ -205,13 +205,12 @@ def _placed(plan: Plan, batch: Sequence[Sample], features: States) -> States:
     ops = EagerOps(plan.weights)
     names, embedded = [], []
     for number, sample in enumerate(batch):
-        for index, sequence in enumerate(sample.sequences):
-            rows = _embeddings(plan.weights, sequence.ids)
-            for camera, start in plan.videos.items():
-                placed = features[f"{number}/{camera}"]
-                rows[start : start + len(placed)] = placed
-            names.append(f"{number}/{index}")
-            embedded.append(rows)
+        rows = _embeddings(plan.weights, np.concatenate([part.ids for part in sample.parts]))
+        for camera, start in plan.videos.items():
+            placed = features[f"{number}/{camera}"]
+            rows[start : start + len(placed)] = placed
+        names.append(str(number))
+        embedded.append(rows)
     x = ops.hold(embedded)
     epsilon = plan.geometry.language.rms_norm_eps
     return _named((x, ops.rms_norm(x, "model.layers.0.input_layernorm.weight", epsilon)), names)
@@ -220,19 +219,18 @@ def _placed(plan: Plan, batch: Sequence[Sample], features: States) -> States:
 def _language_step(
     plan: Plan, index: int, batch: Sequence[Sample], states: States, collector: Collector
 ) -> States:
-    """Take every sequence through a layer; the last one's output is what the text head reads."""
+    """Take every scene through a layer; the last one's output is what the text head reads."""
     language = plan.geometry.language
-    weights = {
-        f"{number}/{of}": sequence.weights
-        for number, sample in enumerate(batch)
-        for of, sequence in enumerate(sample.sequences)
-    }
-    names = list(weights)
+    names = [str(number) for number in range(len(batch))]
+    weights = [np.concatenate([part.weights for part in sample.parts]) for sample in batch]
+    layouts = [
+        Branches.of(len(of.prompt.ids), [len(answer.ids) for answer in of.answers]) for of in batch
+    ]
     spans = [VideoSpan(plan.videos[camera.name], camera.grid) for camera in plan.cameras]
-    longest = max(len(rows) for rows in weights.values())
+    longest = max(int(layout.position.max()) + 1 for layout in layouts)
     tables = rotary_tables(plan.geometry, mrope_positions(plan.geometry, spans, longest))
-    observer = _Observer(collector, list(weights.values()))
-    ops = EagerOps(plan.weights, tables, observer)
+    observer = _Observer(collector, weights)
+    ops = EagerOps(plan.weights, tables, layouts, observer)
     pair = language_layer(ops, language, index, _held(ops, states, names))
     if index + 1 == language.num_hidden_layers:
         observer((TEXT_HEAD,), pair[1], arrays_of(pair[1]))

@@ -14,7 +14,7 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Prompt and answer of one mode, as they are taught.
+    """A part of what is taught.
 
     Attributes:
         ids: int64 [k].
@@ -32,12 +32,19 @@ class Sample:
     Attributes:
         token: The scene's name.
         read_patches: Reads camera -> float32 [temporal, rows * columns, patch_width], normalised.
-        sequences: One for each mode that the checkpoint answers in.
+        prompt: What all answers continue.
+        answers: One for each mode that the checkpoint answers in.
     """
 
     token: str
     read_patches: Callable[[], Mapping[str, Float]]
-    sequences: tuple[TokenSequence, ...]
+    prompt: TokenSequence
+    answers: tuple[TokenSequence, ...]
+
+    @property
+    def parts(self) -> tuple[TokenSequence, ...]:
+        """Prompt and answers, in the order in which their rows stand."""
+        return self.prompt, *self.answers
 
 
 def set_identity(samples: Iterable[Sample]) -> str:
@@ -48,7 +55,7 @@ def set_identity(samples: Iterable[Sample]) -> str:
         for camera, patches in sorted(sample.read_patches().items()):
             digest.update(camera.encode() + b"\0")
             digest.update(np.ascontiguousarray(patches).data)
-        for sequence in sample.sequences:
+        for sequence in sample.parts:
             digest.update(np.ascontiguousarray(sequence.ids).data)
             digest.update(np.ascontiguousarray(sequence.weights).data)
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,33 @@ class Held(str):
     arrays: list[NDArray[np.generic]]
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Several continuations of one text, side by side in one sequence.
+
+    Attributes:
+        position: int64 [k], of each row in its own continuation.
+        branch: int64 [k], 0 for the text that all continue; a row attends to rows before it of its
+            own branch and of branch 0.
+    """
+
+    position: NDArray[np.int64]
+    branch: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, common: int, lengths: Sequence[int]) -> Branches:
+        """Return the layout of a text of `common` rows and its continuations."""
+        counts = np.arange(common), *(common + np.arange(length) for length in lengths)
+        branches = np.repeat(np.arange(1 + len(lengths)), [common, *lengths])
+        return cls(np.concatenate(counts), branches)
+
+    def hidden(self) -> NDArray[np.bool_]:
+        """Whether a row [k] must not attend to another [k]."""
+        same = (self.branch == 0) | (self.branch == self.branch[:, None])
+        seen: NDArray[np.bool_] = np.tri(len(self.branch), dtype=bool) & same
+        return ~seen
+
+
 def ignore(_modules: tuple[str, ...], _name: Value, _rows: list[Float]) -> None:
     """Observe nothing."""
 
@@ -39,6 +67,7 @@ class EagerOps:
     Args:
         source: The checkpoint.
         tables: Rotary cos and sin [n, head_dim/2] of the language model; none for a vision tower.
+        layouts: Of the language model's samples; without, each is one text.
         observe: Is shown the input of every linear layer.
     """
 
@@ -46,9 +75,11 @@ class EagerOps:
         self,
         source: WeightSource,
         tables: tuple[Float, Float] | None = None,
+        layouts: Sequence[Branches] | None = None,
         observe: Observer = ignore,
     ) -> None:
-        self._source, self._tables, self._observe = source, tables, observe
+        self._source, self._observe = source, observe
+        self._tables, self._layouts = tables, layouts
         self._count = 0
 
     def hold(self, arrays: Sequence[NDArray[np.generic]]) -> Held:
@@ -132,7 +163,7 @@ class EagerOps:
     def attention(self, query: Value, key: Value, value: Value, num_heads: int) -> Value:
         """Bidirectional softmax attention over [B, S, heads*D]."""
         samples = zip(arrays_of(query), arrays_of(key), arrays_of(value), strict=True)
-        return self.hold([_attention(*of, num_heads, num_heads, causal=False) for of in samples])
+        return self.hold([_attention(*of, num_heads, num_heads, None) for of in samples])
 
     def cached_attention(
         self, qkv: Value, _layer: int, num_heads: int, num_kv_heads: int, head_dim: int
@@ -141,13 +172,16 @@ class EagerOps:
         if self._tables is None:
             raise ValueError("a language model needs its rotary tables")
         ends = [num_heads * head_dim, (num_heads + num_kv_heads) * head_dim]
+        parts = arrays_of(qkv)
+        layouts = self._layouts or [Branches.of(part.shape[1], ()) for part in parts]
         attended = []
-        for part in arrays_of(qkv):
+        for part, layout in zip(parts, layouts, strict=True):
             query, key, value = np.split(part, ends, axis=2)
-            cos, sin = (table[: part.shape[1]] for table in self._tables)
+            cos, sin = (table[layout.position] for table in self._tables)
             query = _rotated(query, cos, sin, num_heads)
             key = _rotated(key, cos, sin, num_kv_heads)
-            attended.append(_attention(query, key, value, num_heads, num_kv_heads, causal=True))
+            hidden = layout.hidden()
+            attended.append(_attention(query, key, value, num_heads, num_kv_heads, hidden))
         return self.hold(attended)
 
     def input(self, name: str, _dtype: str, _shape: Sequence[int | str]) -> Value:
@@ -189,9 +223,17 @@ def _rotated(x: Float, cos: Float, sin: Float, num_heads: int) -> Float:
 
 
 def _attention(
-    query: Float, key: Float, value: Float, num_heads: int, num_kv_heads: int, *, causal: bool
+    query: Float,
+    key: Float,
+    value: Float,
+    num_heads: int,
+    num_kv_heads: int,
+    hidden: NDArray[np.bool_] | None,
 ) -> Float:
-    """Softmax attention of [B, S, heads*D] to [B, S, kv_heads*D], each of which serves a group."""
+    """Softmax attention of [B, S, heads*D] to [B, S, kv_heads*D], each of which serves a group.
+
+    `hidden` [S, S] says which rows a row does not attend to.
+    """
     batch, length, width = query.shape
     size, group = width // num_heads, num_heads // num_kv_heads
 
@@ -202,8 +244,8 @@ def _attention(
     products = grouped @ heads(key, num_kv_heads).transpose(0, 1, 3, 2)
     scores: Float = products.reshape(batch, num_kv_heads, group, length, length)
     scores *= np.float32(size**-0.5)
-    if causal:
-        scores[..., np.triu(np.ones((length, length), bool), 1)] = -np.inf
+    if hidden is not None:
+        scores[..., hidden] = -np.inf
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)

@@ -53,11 +53,11 @@ def samples(model, count=5, seed=0):
             )
             for camera in CAMERAS
         }
-        sequences = tuple(
+        prompt, *answers = (
             TokenSequence(rng.integers(0, 400, length), np.ones(length, np.float32))
-            for length in (40, 47)
+            for length in (40, 7, 12)
         )
-        return Sample(f"scene-{number}", lambda: patches, sequences)
+        return Sample(f"scene-{number}", lambda: patches, prompt, tuple(answers))
 
     return [of(number) for number in range(count)]
 

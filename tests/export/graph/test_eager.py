@@ -5,7 +5,7 @@ import pytest
 
 from autovla_rt.bundle import load_bundle
 from autovla_rt.demo.world_engine import build_world_engine
-from autovla_rt.export.graph.eager import EagerOps, arrays_of
+from autovla_rt.export.graph.eager import Branches, EagerOps, arrays_of
 from autovla_rt.export.graph.language import language_layer
 from autovla_rt.export.graph.vision import vision_block, vision_embedding, vision_merger
 from autovla_rt.export.passes.static_windows import static_windows
@@ -55,6 +55,27 @@ def test_a_language_model_and_sequences_of_unequal_length(engines, model):
         np.testing.assert_allclose(of, language.extend(embeddings), atol=ROUNDING)
 
 
+def test_continuations_side_by_side_are_what_each_is_alone(engines, model):
+    bundle, _, language = engines
+    geometry = bundle.manifest.geometry.language
+    rng = np.random.default_rng(0)
+    text, *ways = (language.embed(rng.integers(0, 2000, count)) for count in (20, 5, 9))
+    tables = language._tables["cos"], language._tables["sin"]
+
+    def states(samples, layouts):
+        ops = EagerOps(model.weights(), tables, layouts)
+        x = ops.hold(samples)
+        pair = x, ops.rms_norm(x, "model.layers.0.input_layernorm.weight", geometry.rms_norm_eps)
+        for index in range(geometry.num_hidden_layers):
+            pair = language_layer(ops, geometry, index, pair)
+        return arrays_of(pair[1])
+
+    (together,) = states([np.concatenate([text, *ways])], [Branches.of(20, (5, 9))])
+    first, second = states([np.concatenate([text, way]) for way in ways], None)
+    np.testing.assert_allclose(together[:25], first, atol=1e-4)
+    np.testing.assert_allclose(together[25:], second[20:], atol=1e-4)
+
+
 def test_every_linear_layer_is_shown_what_it_reads(engines, model):
     geometry = engines[0].manifest.geometry.language
     seen = {}
@@ -62,7 +83,7 @@ def test_every_linear_layer_is_shown_what_it_reads(engines, model):
     def observe(modules, name, rows):
         seen[modules] = name, [part.shape for part in rows]
 
-    ops = EagerOps(model.weights(), (np.ones((4, 32), np.float32),) * 2, observe)
+    ops = EagerOps(model.weights(), (np.ones((4, 32), np.float32),) * 2, observe=observe)
     x = ops.hold([np.ones((4, geometry.hidden_size), np.float32)] * 2)
     language_layer(ops, geometry, 0, (x, x))
     layer = "model.layers.0"
