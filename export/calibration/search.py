@@ -10,6 +10,7 @@ that on the calibration's own rows no group gets worse than by plain rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from autovla_rt.export.quantize import (
     int8_per_channel,
 )
 from autovla_rt.export.weight_source import WeightSource, matrix_chunks
+from autovla_rt.machine import usable_cores
 
 Float = NDArray[np.float32]
 
@@ -101,12 +103,16 @@ def rescaling(source: WeightSource, group: Group, seen: LayerInput, method: Meth
     spread = [candidate[group.channels] for candidate in candidates]
     inputs = [method.inputs(seen.rows / scale) for scale in spread]
     lost, whole = np.zeros((len(candidates), len(seen.rows))), np.zeros(len(seen.rows))
-    for chunk in _chunks(source, group):
-        exact = seen.rows @ chunk.T
-        whole += _squares(exact)
-        for index, scale in enumerate(spread):
-            off = inputs[index] @ method.weights(chunk * scale).T - exact
-            lost[index] += _squares(off)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for chunk in _chunks(source, group):
+            exact = seen.rows @ chunk.T
+            whole += _squares(exact)
+
+            def loss(index: int, chunk: Float = chunk, exact: Float = exact) -> NDArray[np.float64]:
+                rounded = method.weights(chunk * spread[index])
+                return _squares(inputs[index] @ rounded.T - exact)
+
+            lost += list(pool.map(loss, range(len(candidates))))
     return candidates[int((lost @ row_weights(whole)).argmin())]
 
 
@@ -151,12 +157,18 @@ def clipped(rows: Float, inputs: Float, block: int) -> Float:
     """
     weight = np.sqrt(row_weights(_squares(inputs))).astype(np.float32)
     inputs = inputs * weight[:, None]
-    count, width = rows.shape
-    blocks = width // block
-    grouped = rows.reshape(count, blocks, block)
+    blocks = rows.shape[1] // block
     gram = np.einsum("rbi,rbj->bij", *(2 * [inputs.reshape(-1, blocks, block)]), optimize=True)
+    pieces = np.array_split(rows, usable_cores())
+    with ThreadPoolExecutor(len(pieces)) as pool:
+        return np.concatenate(list(pool.map(lambda piece: _clipped(piece, gram, block), pieces)))
+
+
+def _clipped(rows: Float, gram: Float, block: int) -> Float:
+    count, width = rows.shape
+    grouped = rows.reshape(count, -1, block)
     limit = np.abs(grouped).max(axis=2, keepdims=True)
-    best, least = rows, np.full((blocks, count), np.inf)
+    best, least = rows, np.full((len(gram), count), np.inf)
     for share in (1.0, *SHARES):
         tried = np.clip(grouped, -share * limit, share * limit)
         lost = int4_rounded(tried.reshape(count, width), block).reshape(grouped.shape) - grouped

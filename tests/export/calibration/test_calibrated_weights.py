@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from autovla_rt.config import Camera
+from autovla_rt.errors import TargetError
 from autovla_rt.export.calibration.calibrated_weights import CalibratedWeights
 from autovla_rt.export.calibration.groups import language_groups, vision_groups
-from autovla_rt.export.calibration.search import Method
+from autovla_rt.export.calibration.search import Method, awq
 from autovla_rt.export.calibration.statistics import LayerInput, write_statistics
 from autovla_rt.export.graph.eager import EagerOps, arrays_of
 from autovla_rt.export.graph.language import language_layer
@@ -101,3 +102,22 @@ def test_every_group_was_rescaled(model, groups, rescaled):
 def test_embeddings_stay_though_the_head_is_tied_to_them(model, rescaled):
     name = "model.embed_tokens.weight"
     np.testing.assert_array_equal(rescaled.rows(name, 5, 9), model.weights().rows(name, 5, 9))
+
+
+def test_a_width_that_no_block_divides_is_named(model, groups, tmp_path):
+    weights = CalibratedWeights(model.weights(), tmp_path, 96)
+    with pytest.raises(TargetError, match=r"the 256 inputs of model\.layers\.0\.self_attn\.q_proj"):
+        weights.fit(model.weights(), language_groups(model.geometry.language), awq(96), print)
+
+
+def test_the_head_that_stays_in_float32_is_not_clipped(model, groups, tmp_path, monkeypatch):
+    width = model.geometry.language.hidden_size
+    rows = np.random.default_rng(0).standard_normal((16, width)).astype(np.float32)
+    (head,) = (group for group in groups if "text_head" in group.readers)
+    seen = LayerInput(np.abs(rows).max(axis=0), np.abs(rows).mean(axis=0), rows)
+    write_statistics(tmp_path / f"{head.step}.safetensors", {"text_head": seen})
+    weights = CalibratedWeights(model.weights(), tmp_path, 32)
+    weights.fit(model.weights(), [head], awq(32), lambda _: None)
+    text, full = (weights.rows(f"{name}.weight", 0, 50) for name in ("text_head", "lm_head"))
+    assert (np.abs(text) <= np.abs(full) + 1e-6).all()
+    assert (text != full).any()
