@@ -33,6 +33,12 @@ def difference_interval(after: Sequence[float], before: Sequence[float]) -> list
     return mean_interval(_numbers(after) - _numbers(before))
 
 
+def interval_text(values: Sequence[float], unit: str = "") -> str:
+    """Return [mean, low, high] for people."""
+    mean, *ends = values
+    return f"{mean:.3g}{unit} ({' to '.join(f'{end:.3g}' for end in ends)})"
+
+
 def _numbers(values: Sequence[float]) -> Array:
     return np.asarray(values, np.float64)
 

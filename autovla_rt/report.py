@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from autovla_rt.bootstrap import interval_text
 from autovla_rt.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -256,9 +257,9 @@ def print_evaluation(report: dict[str, Any]) -> None:
         increase = against.get("increase", {}).get(key, {}).get("share")
         table.add_row(
             key.replace("_", " "),
-            _interval(of["mean"]),
-            _interval(theirs["mean"]) if theirs else "",
-            _interval([100 * value for value in increase], " %") if increase else "",
+            interval_text(of["mean"]),
+            interval_text(theirs["mean"]) if theirs else "",
+            interval_text([100 * value for value in increase], " %") if increase else "",
         )
     tables = [table]
     if against:
@@ -269,9 +270,14 @@ def print_evaluation(report: dict[str, Any]) -> None:
             "same action, given the same answer": against["same_action"],
         }
         for name, text in {
-            "ADE between both plans over 5 s": _interval(against["apart"]["ade_5s"]["mean"], " m"),
-            **{name: _interval([100 * value for value in of], " %") for name, of in shares.items()},
-            "KL of actions": _interval(against["action_kl"]["mean"], " nats"),
+            "ADE between both plans over 5 s": interval_text(
+                against["apart"]["ade_5s"]["mean"], " m"
+            ),
+            **{
+                name: interval_text([100 * value for value in of], " %")
+                for name, of in shares.items()
+            },
+            "KL of actions": interval_text(against["action_kl"]["mean"], " nats"),
             "cosine of vision, language": ", ".join(
                 f"{of['mean']:.5f}" for of in against["cosine"].values()
             ),
@@ -291,11 +297,6 @@ def _gate(gate: dict[str, Any]) -> Table:
         limit = f"{'≤' if check['at_most'] else '≥'} {check['limit']:g}"
         table.add_row(check["meaning"], measured, limit, "yes" if check["passed"] else "no")
     return table
-
-
-def _interval(values: list[float], unit: str = "") -> str:
-    mean, *ends = values
-    return f"{mean:.3g}{unit} ({' to '.join(f'{end:.3g}' for end in ends)})"
 
 
 def print_drive(record: dict[str, Any], out: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from autovla_rt.bootstrap import interval_text
 from autovla_rt.output_file import write_file
 from autovla_rt.runtime.evaluation.gate import Check
 
@@ -92,18 +93,71 @@ def _page(report: Record, records: Sequence[Record]) -> str:
     parts = [f"<h1>{escape(report['protocol']['engine']['name'])}: evaluation</h1>"]
     if "gate" in report:
         parts += _gate(report["gate"])
-    parts.append("<h2>Figures</h2>" + _table(dict(_flat(report["summary"]))))
+    parts += _figures(report["summary"])
     parts += [f'<p><img alt="{escape(name)}" src="{url}"></p>' for name, url in _plots(records)]
     if report["worst"]:
         rows = {row["token"]: list(row.values())[1] for row in report["worst"]}
         (name,) = [key for key in report["worst"][0] if key != "token"]
         parts.append(f"<h2>Farthest scenes ({escape(name)}, metres)</h2>" + _table(rows))
     parts.append("<h2>Protocol</h2>" + _table(dict(_flat(report["protocol"]))))
+    every = _table(dict(_flat(report["summary"])))
+    parts.append(f"<details><summary>Every figure</summary>{every}</details>")
     title = escape(f"{report['protocol']['engine']['name']}: evaluation")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
+
+
+def _figures(summary: Record) -> Iterator[str]:
+    """Yield the main figures as tables; intervals are 95 %, over scenes."""
+    against = summary.get("against", {})
+    rows = []
+    for key, of in summary.get("truth", {}).items():
+        theirs = against.get("truth", {}).get(key)
+        share = against.get("increase", {}).get(key, {}).get("share")
+        cells = [
+            key.replace("_", " ").upper().replace("S", "s"),
+            interval_text(of["mean"]),
+            f"{of['p95']:.3g}",
+            f"{of['worst']:.3g}",
+            interval_text(theirs["mean"]) if theirs else "",
+            interval_text([100 * value for value in share]) if share else "",
+        ]
+        rows.append(f"<tr>{''.join(f'<td>{cell}' for cell in cells)}</tr>")
+    if rows:
+        names = "metres", "engine", "95th percentile", "worst", "reference", "increase, %"
+        head = f"<tr>{''.join(f'<th>{name}' for name in names)}</tr>"
+        yield f"<h2>Against the truth, {summary['scenes']} scenes</h2>"
+        yield f"<table>{head}{''.join(rows)}</table>"
+    if against:
+        yield "<h2>Against the reference</h2>" + _table(_agreement(against))
+
+
+def _agreement(against: Record) -> dict[str, str]:
+    def percent(values: Sequence[float]) -> str:
+        return interval_text([100 * value for value in values], " %")
+
+    told = {
+        "ADE between both plans over 5 s, metres": interval_text(
+            against["apart"]["ade_5s"]["mean"]
+        ),
+        "same mode": percent(against["same_mode"]),
+        "same plan": percent(against["same_plan"]),
+        "same action, given the reference's answer": percent(against["same_action"]),
+        "KL of actions, nats": interval_text(against["action_kl"]["mean"]),
+    }
+    if "decision_kl" in against:
+        told["KL of the choice of mode, nats"] = interval_text(against["decision_kl"]["mean"])
+    if "reasoning" in against:
+        reasoning = against["reasoning"]
+        told[f"same reasoning, of {reasoning['scenes']} that both reason"] = percent(
+            reasoning["same"]
+        )
+        told["reasoning that is the same from its begin"] = percent(reasoning["same_until_share"])
+    for part, of in against["cosine"].items():
+        told[f"cosine, {part}"] = f"{of['mean']:.6f}, worst scene {of['worst']:.6f}"
+    return told
 
 
 def _gate(gate: Record) -> list[str]:

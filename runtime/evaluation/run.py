@@ -79,8 +79,15 @@ def protocol_of(evaluation: Evaluation) -> Record:
     """Return what a report must say of how its figures came about."""
     engines = {"engine": evaluation.engine, "against": evaluation.against}
     bundles = {part: load_bundle(folder) for part, folder in engines.items() if folder is not None}
+    engines_told = {}
+    for part, bundle in bundles.items():
+        used = bundle.manifest.calibration
+        engines_told[part] = {
+            **describe_engine(bundle.manifest, bundle.identity),
+            "calibration": None if used is None else used.model_dump(),
+        }
     return {
-        **{part: describe_engine(of.manifest, of.identity) for part, of in bundles.items()},
+        **engines_told,
         "decoding": "greedy, mode auto",
         "thinking_token_budget": evaluation.thinking_token_budget,
         "device": describe_device(),
