@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from autovla_rt.bundle import manifest_seal
+from autovla_rt.bundle import FORMAT_VERSION, manifest_seal
 
 USAGE, INPUT, CHECKPOINT, RECIPE_CODE, CODEBOOK, BUNDLE = 2, 3, 4, 5, 6, 7
 TARGET, CAPACITY, STORAGE, LIBRARY = 8, 9, 10, 11
@@ -325,7 +325,7 @@ def test_fp8_on_orin_is_refused_before_any_work(bad_build):
         *("--target", "agx-orin-64", "--precision", "fp8", "--checkpoint", "/absent"),
     )
     assert "'fp8' on agx-orin-64 (Jetson AGX Orin 64 GB, SM 8.7)" in message
-    assert "expected one of fp16, int8, int4" in message
+    assert "expected one of fp16, int8, int8_sq, int4" in message
     assert "opening" not in message
 
 
@@ -334,7 +334,7 @@ def test_fp8_on_orin_is_refused_before_any_work(bad_build):
     [
         (("--target", "moon"), ("target 'moon': expected one of cpu,",)),
         (("--target", "agx-orin-64"), ("int8 is legal", "Expected --target cpu")),
-        (("--precision", "int3"), ("expected one of fp32, int8, int4",)),
+        (("--precision", "int3"), ("expected one of fp32, int8, int8_sq, int4",)),
         (("--precision", "int4", "--int4-block", 8), ("int4 block 8: expected one of 16,",)),
         (("--int4-block", 0), ("int4 block 0",)),
     ],
@@ -546,7 +546,7 @@ def test_a_folder_that_is_no_engine(invoke, tmp_path, command):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 3}, "expected format version 2"),
+        ({"format_version": FORMAT_VERSION + 1}, f"expected format version {FORMAT_VERSION}"),
         ({"files": {"../x": {"size": 1, "sha256": "0"}}}, "got '../x'"),
         ({"files": {}}, "expected the file vision_8x14.onnx in the manifest"),
         ({"kv_capacity": "many"}, "kv_capacity: Input should be a valid integer"),
