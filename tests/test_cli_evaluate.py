@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from html.parser import HTMLParser
 
 import numpy as np
@@ -149,8 +150,10 @@ def test_a_ray_cluster_says_the_same(invoke, engines, scenes, tmp_path):
     pytest.importorskip("ray")
     words = [*options(scenes), "--engine", engines / "int8", "--json", "--threads", 1]
     one = invoke.json("eval", *words, "--out", tmp_path / "one")
+    before = signal.getsignal(signal.SIGTERM)
     ray = invoke.json("eval", *words, "--out", tmp_path / "ray", "--ray", "local")
     assert one["summary"] == ray["summary"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_engines_of_other_requests_are_not_compared(invoke, demo, engines, scenes, tmp_path):

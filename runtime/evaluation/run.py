@@ -8,12 +8,14 @@ whose machines see the same paths; each process opens its own engines.
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 from autovla_rt.bundle import load_bundle
@@ -203,6 +205,7 @@ def _on_ray(evaluation: Evaluation, scenes: Iterable[Path], address: str) -> Ite
     """Share scenes out among a cluster's CPUs, a few at a time, in whatever order they end."""
     import ray
 
+    ended_by = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler there, and leaves it
     ray.init(address=None if address == "local" else address, log_to_driver=False)
     try:
         cores = evaluation.threads or 1
@@ -219,3 +222,5 @@ def _on_ray(evaluation: Evaluation, scenes: Iterable[Path], address: str) -> Ite
             yield ray.get(ended)
     finally:
         ray.shutdown()
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGTERM, ended_by)
