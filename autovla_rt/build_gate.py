@@ -13,16 +13,13 @@ from autovla_rt.export.build import build_engine
 from autovla_rt.export.opened_model import OpenedModel
 from autovla_rt.export.progress import Progress
 from autovla_rt.export.settings import Settings
-from autovla_rt.runtime.evaluation.gate import judge
-from autovla_rt.runtime.evaluation.report import report_of, write_report
+from autovla_rt.runtime.evaluation.report import conclude
 from autovla_rt.runtime.evaluation.run import (
     Evaluation,
     close_engines,
     evaluate,
-    protocol_of,
     scene_files,
 )
-from autovla_rt.runtime.evaluation.summary import summarise
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,7 @@ class BuildGate:
                 records = list(evaluate(evaluation, scene_files(self.scenes), Path(lines)))
             finally:
                 close_engines()
-        summary = summarise(records)
-        checks = judge(summary, self.limits)
-        protocol = {**protocol_of(evaluation), "scenes": str(self.scenes)}
-        write_report(building, report_of(protocol, summary, checks, records), records)
+        _, checks = conclude(evaluation, self.scenes, records, self.limits, building)
         reference = load_bundle(self.reference)
         return Quality(
             passed=all(check.passed for check in checks),

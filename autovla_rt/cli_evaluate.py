@@ -47,11 +47,10 @@ def evaluate(
     if ray is not None:
         require_library("ray", "--ray")
     from autovla_rt.errors import GateError
-    from autovla_rt.runtime.evaluation.gate import judge, read_limits
-    from autovla_rt.runtime.evaluation.report import PAGE, report_of, write_report
-    from autovla_rt.runtime.evaluation.run import Evaluation, protocol_of, scene_files
+    from autovla_rt.runtime.evaluation.gate import read_limits
+    from autovla_rt.runtime.evaluation.report import PAGE, conclude
+    from autovla_rt.runtime.evaluation.run import Evaluation, scene_files
     from autovla_rt.runtime.evaluation.run import evaluate as run
-    from autovla_rt.runtime.evaluation.summary import summarise
 
     if gate is not None and against is None:
         raise typer.BadParameter("--gate compares two engines: add --against ENGINE")
@@ -67,12 +66,7 @@ def evaluate(
         file=typer.get_text_stream("stderr"),
     ) as lines:
         records.extend(lines)
-    records.sort(key=lambda record: str(record["token"]))
-    summary = summarise(records)
-    checks = [] if against is None else judge(summary, limits)
-    protocol = {**protocol_of(evaluation), "scenes": str(scenes), "processes": processes}
-    report = report_of(protocol, summary, checks, records)
-    write_report(out, report, records)
+    report, checks = conclude(evaluation, scenes, records, limits, out)
     if as_json:
         import json
 

@@ -20,7 +20,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from autovla_rt.bootstrap import interval_text
 from autovla_rt.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -249,54 +248,31 @@ def print_profile(report: dict[str, Any]) -> None:
 
 def print_evaluation(report: dict[str, Any]) -> None:
     """Print an evaluation's main figures, with 95 % intervals, and its gate."""
+    from autovla_rt.runtime.evaluation.told import (
+        CHECKS,
+        DISPLACEMENTS,
+        agreement_told,
+        checks_told,
+        displacements_told,
+        verdict_told,
+    )
+
     summary = report["summary"]
-    against = summary.get("against", {})
-    table = Table("metres", "engine", "reference", "increase", title=f"{summary['scenes']} scenes")
-    for key, of in summary.get("truth", {}).items():
-        theirs = against.get("truth", {}).get(key)
-        increase = against.get("increase", {}).get(key, {}).get("share")
-        table.add_row(
-            key.replace("_", " "),
-            interval_text(of["mean"]),
-            interval_text(theirs["mean"]) if theirs else "",
-            interval_text([100 * value for value in increase], " %") if increase else "",
-        )
+    table = Table(*DISPLACEMENTS, title=f"{summary['scenes']} scenes")
+    for row in displacements_told(summary):
+        table.add_row(*row)
     tables = [table]
-    if against:
+    if "against" in summary:
         agreement = _pairs("against the reference")
-        shares = {
-            "same mode": against["same_mode"],
-            "same plan": against["same_plan"],
-            "same action, given the same answer": against["same_action"],
-        }
-        for name, text in {
-            "ADE between both plans over 5 s": interval_text(
-                against["apart"]["ade_5s"]["mean"], " m"
-            ),
-            **{
-                name: interval_text([100 * value for value in of], " %")
-                for name, of in shares.items()
-            },
-            "KL of actions": interval_text(against["action_kl"]["mean"], " nats"),
-            "cosine of vision, language": ", ".join(
-                f"{of['mean']:.5f}" for of in against["cosine"].values()
-            ),
-        }.items():
+        for name, text in agreement_told(summary["against"]).items():
             agreement.add_row(name, text)
         tables.append(agreement)
     if "gate" in report:
-        tables.append(_gate(report["gate"]))
+        checks = Table(*CHECKS, title=f"gate: {verdict_told(report['gate'])}")
+        for row in checks_told(report["gate"]):
+            checks.add_row(*row)
+        tables.append(checks)
     _print(*tables)
-
-
-def _gate(gate: dict[str, Any]) -> Table:
-    said = "passed" if gate["passed"] else "not passed"
-    table = Table("what", "measured", "limit", "within", title=f"gate: {said}")
-    for check in gate["checks"]:
-        measured = "" if check["measured"] is None else f"{check['measured']:.4g}"
-        limit = f"{'≤' if check['at_most'] else '≥'} {check['limit']:g}"
-        table.add_row(check["meaning"], measured, limit, "yes" if check["passed"] else "no")
-    return table
 
 
 def print_drive(record: dict[str, Any], out: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 class Held(str):
     """A value's name that holds what it is in each sample; a constant has one array for all."""
 
-    arrays: list[NDArray[np.generic]]
+    arrays: list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,7 @@ class EagerOps:
 
     def gather(self, x: Value, index: Value, axis: int) -> Value:
         """Select by an index that is constant, or one of each sample's own."""
-        given: list[NDArray[np.int64]] = _arrays(index)  # type: ignore[assignment]
-        indices = given * (len(_arrays(x)) if len(given) == 1 else 1)
+        indices = _arrays(index) * (len(_arrays(x)) if len(_arrays(index)) == 1 else 1)
         pairs = zip(arrays_of(x), indices, strict=True)
         return self.hold([np.take(part, of, axis=axis) for part, of in pairs])
 
@@ -196,15 +196,14 @@ class EagerOps:
         return self._source.rows(name, 0, self._source.shape(name)[0])
 
 
-def _arrays(value: Value) -> list[NDArray[np.generic]]:
+def _arrays(value: Value) -> list[NDArray[Any]]:
     assert isinstance(value, Held)
     return value.arrays
 
 
 def arrays_of(value: Value) -> list[Float]:
     """Return what a value is in each sample."""
-    arrays: list[Float] = _arrays(value)  # type: ignore[assignment]
-    return arrays
+    return _arrays(value)
 
 
 def _rms(x: Float, epsilon: float) -> Float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,7 @@ def read_limits(text: str | None) -> dict[str, float]:
     return limits
 
 
-def judge(summary: Record, limits: dict[str, float]) -> list[Check]:
+def judge(summary: Record, limits: Mapping[str, float]) -> list[Check]:
     """Hold a summary against the limits."""
     checks = []
     for name, limit in limits.items():

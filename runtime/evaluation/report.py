@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,18 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from autovla_rt.bootstrap import interval_text
 from autovla_rt.output_file import write_file
-from autovla_rt.runtime.evaluation.gate import Check
+from autovla_rt.runtime.evaluation.gate import Check, judge
+from autovla_rt.runtime.evaluation.run import Evaluation, protocol_of
+from autovla_rt.runtime.evaluation.summary import summarise
+from autovla_rt.runtime.evaluation.told import (
+    CHECKS,
+    DISPLACEMENTS,
+    agreement_told,
+    checks_told,
+    displacements_told,
+    verdict_told,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,14 +39,36 @@ STYLE = (
     "body{font:15px system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;"
     "color:#1f2933}table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .75rem;"
     "border-bottom:1px solid #e3e7eb;text-align:left}td+td{font-variant-numeric:tabular-nums}"
-    ".no{color:#b42318;font-weight:600}.yes{color:#067647}img{max-width:100%}"
+    "img{max-width:100%}"
 )
 
 
-def report_of(
-    protocol: Record, summary: Record, checks: Sequence[Check], records: Sequence[Record]
-) -> Record:
-    """Return everything that is told; a gate stands there where it was asked for."""
+def conclude(
+    evaluation: Evaluation,
+    scenes: Path,
+    records: list[Record],
+    limits: Mapping[str, float],
+    folder: Path,
+) -> tuple[Record, list[Check]]:
+    """Sum up, judge where there is a reference, and write the report's files.
+
+    Args:
+        evaluation: What was evaluated.
+        scenes: Folder of the scenes.
+        records: Their lines, in any order.
+        limits: By name (`read_limits`).
+        folder: Of the files.
+
+    Returns:
+        The report, and what was held against the limits.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    records = sorted(records, key=lambda record: str(record["token"]))
+    summary = summarise(records)
+    checks = [] if evaluation.against is None else judge(summary, limits)
+    protocol = {**protocol_of(evaluation), "scenes": str(scenes)}
     report: Record = {"protocol": protocol, "summary": summary}
     if checks:
         report["gate"] = {
@@ -45,7 +76,8 @@ def report_of(
             "checks": [check.as_dict() for check in checks],
         }
     report["worst"] = _worst(records)
-    return report
+    write_report(folder, report, records)
+    return report, checks
 
 
 def write_report(folder: Path, report: Record, records: Sequence[Record]) -> None:
@@ -92,7 +124,8 @@ def _flat(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 def _page(report: Record, records: Sequence[Record]) -> str:
     parts = [f"<h1>{escape(report['protocol']['engine']['name'])}: evaluation</h1>"]
     if "gate" in report:
-        parts += _gate(report["gate"])
+        gate = report["gate"]
+        parts.append(f"<h2>Gate: {verdict_told(gate)}</h2>" + _rows(CHECKS, checks_told(gate)))
     parts += _figures(report["summary"])
     parts += [f'<p><img alt="{escape(name)}" src="{url}"></p>' for name, url in _plots(records)]
     if report["worst"]:
@@ -110,69 +143,17 @@ def _page(report: Record, records: Sequence[Record]) -> str:
 
 
 def _figures(summary: Record) -> Iterator[str]:
-    """Yield the main figures as tables; intervals are 95 %, over scenes."""
-    against = summary.get("against", {})
-    rows = []
-    for key, of in summary.get("truth", {}).items():
-        theirs = against.get("truth", {}).get(key)
-        share = against.get("increase", {}).get(key, {}).get("share")
-        cells = [
-            key.replace("_", " ").upper().replace("S", "s"),
-            interval_text(of["mean"]),
-            f"{of['p95']:.3g}",
-            f"{of['worst']:.3g}",
-            interval_text(theirs["mean"]) if theirs else "",
-            interval_text([100 * value for value in share]) if share else "",
-        ]
-        rows.append(f"<tr>{''.join(f'<td>{cell}' for cell in cells)}</tr>")
-    if rows:
-        names = "metres", "engine", "95th percentile", "worst", "reference", "increase, %"
-        head = f"<tr>{''.join(f'<th>{name}' for name in names)}</tr>"
+    if rows := list(displacements_told(summary)):
         yield f"<h2>Against the truth, {summary['scenes']} scenes</h2>"
-        yield f"<table>{head}{''.join(rows)}</table>"
-    if against:
-        yield "<h2>Against the reference</h2>" + _table(_agreement(against))
+        yield _rows(DISPLACEMENTS, rows)
+    if "against" in summary:
+        yield "<h2>Against the reference</h2>" + _table(agreement_told(summary["against"]))
 
 
-def _agreement(against: Record) -> dict[str, str]:
-    def percent(values: Sequence[float]) -> str:
-        return interval_text([100 * value for value in values], " %")
-
-    told = {
-        "ADE between both plans over 5 s, metres": interval_text(
-            against["apart"]["ade_5s"]["mean"]
-        ),
-        "same mode": percent(against["same_mode"]),
-        "same plan": percent(against["same_plan"]),
-        "same action, given the reference's answer": percent(against["same_action"]),
-        "KL of actions, nats": interval_text(against["action_kl"]["mean"]),
-    }
-    if "decision_kl" in against:
-        told["KL of the choice of mode, nats"] = interval_text(against["decision_kl"]["mean"])
-    if "reasoning" in against:
-        reasoning = against["reasoning"]
-        told[f"same reasoning, of {reasoning['scenes']} that both reason"] = percent(
-            reasoning["same"]
-        )
-        told["reasoning that is the same from its begin"] = percent(reasoning["same_until_share"])
-    for part, of in against["cosine"].items():
-        told[f"cosine, {part}"] = f"{of['mean']:.6f}, worst scene {of['worst']:.6f}"
-    return told
-
-
-def _gate(gate: Record) -> list[str]:
-    rows = []
-    for check in gate["checks"]:
-        sign = "≤" if check["at_most"] else "≥"
-        measured = "no figure" if check["measured"] is None else f"{check['measured']:.4g}"
-        verdict = '<td class="yes">yes' if check["passed"] else '<td class="no">no'
-        rows.append(
-            f"<tr><td>{escape(check['meaning'])}<td>{measured}<td>{sign} {check['limit']:g}"
-            f"{verdict}</tr>"
-        )
-    said = "passed" if gate["passed"] else "not passed"
-    head = "<tr><th>what<th>measured<th>limit<th>within</tr>"
-    return [f"<h2>Gate: {said}</h2><table>{head}{''.join(rows)}</table>"]
+def _rows(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _table(values: Mapping[str, Any]) -> str:
