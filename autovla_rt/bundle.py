@@ -30,7 +30,7 @@ from autovla_rt.config import (
 from autovla_rt.errors import BundleError, StorageError
 from autovla_rt.output_file import write_file
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "engine.json"
 HASH_CHUNK = 4 << 20
 
@@ -55,14 +55,12 @@ class CalibrationUsed(Model):
     """What the quantization of the weights was fitted to.
 
     Attributes:
-        vision: Precision of the vision tower, with the method: "int8_sq".
-        language: Of the language model.
+        precision: As chosen, with the methods: "int8_sq/int4_awq,text_head=int8".
         scenes: How many.
         scenes_sha256: Of everything that was read of them.
     """
 
-    vision: str
-    language: str
+    precision: str
     scenes: int
     scenes_sha256: str
 

@@ -183,13 +183,47 @@ SPARE_POSITIONS = 1
 """Rotary rows and KV positions behind an engine's capacity, for padded passes of the runtime."""
 
 
-class Precision(Model):
-    """Number format of each part's weights, and of what is computed between products.
+KV_TYPES = {"fp32": "float32", "int8": "int8"}
+"""Number format of keys and values that are kept -> NumPy's name of it."""
 
-    `activations` is "fp32" or "bf16"; a CPU without bfloat16 computes in float32 instead.
+
+class Precision(Model):
+    """Number formats of an engine.
+
+    Attributes:
+        vision: Of the vision tower's weights.
+        language: Of the language model's and the text head's.
+        overrides: Part or beginning of a layer's name -> another format; a later one counts.
+        kv: Of the keys and values that are kept.
+        int4_block: Inputs that share a scale in int4 and int8_wo.
+        activations: Of what is computed between products, "fp32" or "bf16"; a CPU without bfloat16
+            computes in float32 instead.
     """
 
     vision: str
     language: str
+    overrides: dict[str, str] = Field(default_factory=dict)
+    kv: str = "fp32"
     int4_block: int = 128
     activations: str = "fp32"
+
+    @property
+    def vision_formats(self) -> set[str]:
+        """Formats of the vision tower."""
+        return {self.vision, *(of for part, of in self.overrides.items() if is_vision(part))}
+
+    @property
+    def language_formats(self) -> set[str]:
+        """Formats of the language model and the text head."""
+        return {self.language, *(of for part, of in self.overrides.items() if not is_vision(part))}
+
+    def __str__(self) -> str:
+        """Return it as `build --precision` takes it, but for calibration."""
+        others = {**self.overrides, **({} if self.kv == "fp32" else {"kv": self.kv})}
+        changed = "".join(f",{part}={of}" for part, of in others.items())
+        return f"{self.vision}/{self.language}{changed}"
+
+
+def is_vision(part: str) -> bool:
+    """Whether a part, or the beginning of a layer's name, is of the vision tower."""
+    return part.startswith("vis")

@@ -128,18 +128,18 @@ class OpenVinoModel:
                 "Build the bundle again."
             ) from error
 
-    def compile(self, threads: int | None, precision: Precision, weights: str) -> None:
+    def compile(self, threads: int | None, precision: Precision, formats: set[str]) -> None:
         """Compile the model for the CPU.
 
         Args:
             threads: None takes every core.
             precision: Of the engine.
-            weights: Of this model: `precision.vision` or `precision.language`.
+            formats: Of this model: `precision.vision_formats` or `precision.language_formats`.
 
         Raises:
             BundleError: OpenVINO cannot.
         """
-        settings = self.settings(threads, precision, weights)
+        settings = self.settings(threads, precision, formats)
         try:
             self._compiled = ov.Core().compile_model(self.model, "CPU", settings)
             self._request = self._compiled.create_infer_request()
@@ -158,7 +158,9 @@ class OpenVinoModel:
                 got.get_type_name(),
             )
 
-    def settings(self, threads: int | None, precision: Precision, weights: str) -> dict[str, Any]:
+    def settings(
+        self, threads: int | None, precision: Precision, formats: set[str]
+    ) -> dict[str, Any]:
         """Return what the CPU plugin is told; arguments as for `compile`.
 
         A CPU that lacks bfloat16 computes in float32 and takes keys and values in nothing else.
@@ -173,11 +175,11 @@ class OpenVinoModel:
             PRECISION_HINT: activations,
             "KV_CACHE_PRECISION": activations,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": (
-                precision.int4_block if weights == "int4" else INT8_GROUP
+                precision.int4_block if "int4" in formats else INT8_GROUP
             ),
         }
 
-    def keep_cache(self, name: str, states: Float, blocks: int) -> NDArray[Any]:
+    def keep_cache(self, name: str, states: NDArray[np.generic], blocks: int) -> NDArray[Any]:
         """Give a cache of so many blocks that holds the states of the first positions.
 
         Args:
@@ -276,7 +278,7 @@ def pass_inputs(start: int, count: int, blocks: NDArray[np.int32]) -> dict[str, 
     return {BLOCKS: used, **{name: np.array(value, np.int32) for name, value in values.items()}}
 
 
-def _write_positions(cache: Float, states: Float) -> None:
+def _write_positions(cache: Float, states: NDArray[np.generic]) -> None:
     """Write keys or values [kv_heads, n, head_dim] of the first positions into a cache."""
     heads, count, width = states.shape
     padded = np.zeros((heads, -(-count // BLOCK) * BLOCK, width), np.float32)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from autovla_rt.bundle import Bundle
-from autovla_rt.config import CompiledPrompt, Precision
+from autovla_rt.config import KV_TYPES, CompiledPrompt, Precision
 from autovla_rt.errors import BundleError
 
 PREFIX_FILE = "prefix_kv.safetensors"
@@ -22,17 +22,18 @@ BINDING = "computed_for"
 ROWS = 2
 """The prefix has a multiple of so many positions: see `ROW_MULTIPLE` of the `ort` backend."""
 
-Float = NDArray[np.float32]
+States = NDArray[np.generic]
+"""Keys or values, in the type of `KV_TYPES`."""
 
 
 class Prefix:
     """Keys and values of the first `length` positions of every request's prompt."""
 
-    def __init__(self, tensors: Mapping[str, Float], length: int) -> None:
+    def __init__(self, tensors: Mapping[str, States], length: int) -> None:
         self._tensors = tensors
         self.length = length
 
-    def tensor(self, part: str, layer: int) -> Float:
+    def tensor(self, part: str, layer: int) -> States:
         """Return the "key" (rotated) or "value" of a layer, [kv_heads, length, head_dim]."""
         return self._tensors[f"{part}.{layer}"]
 
@@ -44,7 +45,10 @@ def prefix_length(prompt: CompiledPrompt) -> int:
 
 
 def write_prefix(
-    path: Path, layers: Sequence[tuple[Float, Float]], prompt: CompiledPrompt, precision: Precision
+    path: Path,
+    layers: Sequence[tuple[States, States]],
+    prompt: CompiledPrompt,
+    precision: Precision,
 ) -> None:
     """Write the (key, value) of every layer, bound to the prompt and the precision."""
     tensors = {
@@ -79,10 +83,11 @@ def read_prefix(bundle: Bundle) -> Prefix:
             "Build the bundle again: files of two builds were mixed."
         )
     names = {f"{p}.{i}" for p in ("key", "value") for i in range(language.num_hidden_layers)}
-    wrong = {n: t.shape for n, t in tensors.items() if t.shape != shape or t.dtype != np.float32}
+    dtype = KV_TYPES[manifest.precision.kv]
+    wrong = {n: t.shape for n, t in tensors.items() if t.shape != shape or t.dtype != dtype}
     if wrong or tensors.keys() != names:
         raise BundleError(
-            f"{path}: expected float32 {list(shape)} for the key and value of "
+            f"{path}: expected {dtype} {list(shape)} for the key and value of "
             f"{language.num_hidden_layers} layers, got {wrong or sorted(tensors)}.\n"
             "Build the bundle again."
         )
@@ -93,4 +98,4 @@ def _binding(prompt: CompiledPrompt, precision: Precision) -> str:
     """Return what the keys and values were computed for."""
     ids = list(prompt.prefix_ids[: prefix_length(prompt)])
     digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-    return f"prompt {digest[:16]}, vision {precision.vision}, language {precision.language}"
+    return f"prompt {digest[:16]}, precision {precision}"

@@ -105,13 +105,10 @@ def print_bundle(bundle: Bundle) -> None:
     for key, value in {
         "sha256": bundle.identity,
         "target": f"{manifest.target} ({manifest.backend})",
-        "precision": f"vision {precision.vision}, language {precision.language}",
+        "precision": str(precision),
         "calibration": "none, rounded to nearest"
         if used is None
-        else (
-            f"vision {used.vision}, language {used.language}, on {used.scenes} scenes "
-            f"(sha256 {used.scenes_sha256[:16]})"
-        ),
+        else (f"{used.precision}, on {used.scenes} scenes (sha256 {used.scenes_sha256[:16]})"),
         "gate": _verdict(manifest.quality),
         "built by": f"autovla-rt {manifest.autovla_rt_version}, format {manifest.format_version}",
         "with": ", ".join(f"{k} {v}" for k, v in manifest.library_versions.items()),

@@ -82,11 +82,10 @@ def export_vision(
     progress: Progress,
 ) -> None:
     """Write the vision tower's graphs and weights into `folder`."""
-    weights = vision_weights(model, settings, progress)
+    weights, formats = vision_weights(model, settings, progress)
     elements = sum(size for name, size in _sizes(model).items() if name.startswith(VISION))
     progress.stage("vision tower", elements)
-    precision = settings.parts
-    emit_vision(settings.dialect, weights, model.geometry, cameras, precision, folder)
+    emit_vision(settings.dialect, weights, model.geometry, cameras, formats, folder)
 
 
 def export_language(
@@ -104,10 +103,10 @@ def export_language(
     elements = sum(size for name, size in sizes.items() if not name.startswith(VISION))
     choice = choice_ids(model.tokenizer, model.recipe.answer) if model.use_cot else ()
     elements += head_again + len(choice) * model.geometry.language.hidden_size
-    weights, precision = language_weights(model, settings, progress), settings.parts
+    weights, formats = language_weights(model, settings, progress)
     progress.stage("language model", elements)
-    emit_language(settings.dialect, weights, model.geometry, precision, folder)
-    emit_tables(weights, model.geometry, precision, choice, folder)
+    emit_language(settings.dialect, weights, model.geometry, formats, folder)
+    emit_tables(weights, model.geometry, settings.parts, choice, folder)
     path = folder / "rotary.safetensors"
     emit_rotary(model.geometry, prompt, cameras, settings.kv_capacity, path)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autovla_rt.bundle import CalibrationUsed
@@ -12,10 +13,11 @@ from autovla_rt.export.calibration.collect import Plan, collect
 from autovla_rt.export.calibration.groups import Group, language_groups, vision_groups
 from autovla_rt.export.calibration.record import CalibrationRecord, read_record, require_fitting
 from autovla_rt.export.calibration.sample import Sample, set_identity
-from autovla_rt.export.calibration.search import awq, smooth_quant
+from autovla_rt.export.formats import number_format
+from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.opened_model import OpenedModel
 from autovla_rt.export.progress import Progress
-from autovla_rt.export.settings import NUMBER_FORMATS, Settings
+from autovla_rt.export.settings import Settings
 from autovla_rt.export.weight_source import WeightSource
 
 
@@ -59,40 +61,41 @@ def calibration_used(
     require_fitting(
         record, settings.calibration, checkpoint=fingerprint, cameras=cameras, prompt=prompt
     )
-    vision, language = settings.chosen
     return CalibrationUsed(
-        vision=vision,
-        language=language,
+        precision=str(settings.choice),
         scenes=len(record.scenes),
         scenes_sha256=record.scenes_sha256,
     )
 
 
-def vision_weights(model: OpenedModel, settings: Settings, progress: Progress) -> WeightSource:
-    """Return the weights of which the vision tower is quantized."""
-    groups = list(vision_groups(model.geometry.vision))
-    return _rescaled(model, settings, settings.chosen[0], groups, progress)
+def vision_weights(
+    model: OpenedModel, settings: Settings, progress: Progress
+) -> tuple[WeightSource, Formats]:
+    """Return the weights of which the vision tower is quantized, and how it is stored."""
+    return _fitted(model, settings, vision_groups(model.geometry.vision), progress)
 
 
-def language_weights(model: OpenedModel, settings: Settings, progress: Progress) -> WeightSource:
-    """Return the weights of which the language model and its heads are quantized."""
-    groups = list(language_groups(model.geometry.language))
-    return _rescaled(model, settings, settings.chosen[1], groups, progress)
+def language_weights(
+    model: OpenedModel, settings: Settings, progress: Progress
+) -> tuple[WeightSource, Formats]:
+    """Return the weights of which the language model is quantized, and how it is stored."""
+    return _fitted(model, settings, language_groups(model.geometry.language), progress)
 
 
-def _rescaled(
-    model: OpenedModel,
-    settings: Settings,
-    precision: str,
-    groups: list[Group],
-    progress: Progress,
-) -> WeightSource:
+def _fitted(
+    model: OpenedModel, settings: Settings, groups: Iterable[Group], progress: Progress
+) -> tuple[WeightSource, Formats]:
     weights = model.weights(progress)
-    if settings.calibration is None or precision not in NUMBER_FORMATS:
-        return weights
-    block = settings.int4_block if precision == "int4_awq" else None
-    method = smooth_quant() if block is None else awq(block)
-    calibrated = CalibratedWeights(weights, settings.calibration, block)
-    progress.stage("rescaling", len(groups))
-    calibrated.fit(model.weights(), groups, method, progress.advance)
-    return calibrated
+    chosen = settings.choice.layers(model.geometry.vision.depth)
+    formats = Formats(
+        lambda module: number_format(chosen(module)), settings.int4_block, settings.choice.kv
+    )
+    if settings.calibration is None:
+        return weights, formats
+    listed = list(groups)
+    calibrated = CalibratedWeights(
+        weights, listed, settings.calibration, chosen, settings.int4_block
+    )
+    progress.stage("rescaling", len(listed))
+    calibrated.fit(model.weights(), progress.advance)
+    return calibrated, replace(formats, ranges=calibrated)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 INT8_MAX = 127
+INT8_ZERO_POINT = 128
 INT4_ZERO_POINT = 8
 
 SMALLEST_SCALE = np.finfo(np.float32).tiny
@@ -53,3 +54,22 @@ def int4_blockwise(
     nibbles = np.clip(codes, 0, 15).astype(np.uint8)
     packed = nibbles[:, :, 0::2] | (nibbles[:, :, 1::2] << 4)
     return packed.astype(np.uint8, copy=False), scale
+
+
+def int8_blockwise(
+    rows: NDArray[np.float32], block: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Quantize [N, K] to symmetric int8 with one scale per `block` consecutive inputs.
+
+    K is padded with zeros to a multiple of `block`.
+
+    Returns:
+        uint8 [N, K/block, block], stored with zero point 128, and float32 scales [N, K/block];
+        weight = (code - 128) * scale.
+    """
+    count, width = rows.shape
+    blocks = -(-width // block)
+    grouped = np.pad(rows, ((0, 0), (0, blocks * block - width))).reshape(-1, block)
+    codes, scale = int8_per_channel(grouped)
+    unsigned = (codes.astype(np.int16) + INT8_ZERO_POINT).astype(np.uint8)
+    return unsigned.reshape(count, blocks, block), scale.reshape(count, blocks)

@@ -5,25 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autovla_rt.config import CAMERAS, Precision
+from autovla_rt.config import CAMERAS, Precision, is_vision
 from autovla_rt.errors import CapacityError, TargetError
+from autovla_rt.export.formats import (
+    NUMBER_FORMATS,
+    VISION_PRECISIONS,
+    Choice,
+    number_format,
+    read_choice,
+)
 from autovla_rt.export.graph.dialect import Dialect, dialect_of
 from autovla_rt.export.targets import TARGETS, Target, check_target
-
-PRECISIONS = {
-    "fp32": ("fp32", "fp32"),
-    "int8": ("int8", "int8"),
-    "int8_sq": ("int8_sq", "int8_sq"),
-    "int4": ("int8", "int4"),
-    "int4_awq": ("int8_sq", "int4_awq"),
-}
-"""Precision of an engine -> (vision, language)."""
-
-VISION_PRECISIONS = ("fp32", "int8", "int8_sq")
-"""A vision tower in int4 loses too much."""
-
-NUMBER_FORMATS = {"int8_sq": "int8", "int4_awq": "int4"}
-"""Calibrated precision of a part -> the format that its weights are stored in."""
 
 FULL_HD = (1920, 1080)
 
@@ -38,7 +30,7 @@ INT4_BLOCKS = (16, 32, 64, 128, 256)
 class Settings:
     """What the user chose for the engine.
 
-    `precision` is a key of `PRECISIONS`, or VISION/LANGUAGE with the precision of each part;
+    `precision` is as `read_choice` takes it;
     `frame_sizes` maps each camera to the (width, height) in pixels of the frames it delivers;
     `calibration` is the folder of a calibration, which some precisions need.
     """
@@ -60,19 +52,21 @@ class Settings:
         return dialect_of(TARGETS[self.target].backend)
 
     @property
-    def chosen(self) -> tuple[str, str]:
-        """What was chosen for vision tower and language model, calibrated or not."""
-        vision, _, language = self.precision.partition("/")
-        return (vision, language) if language else PRECISIONS[self.precision]
+    def choice(self) -> Choice:
+        """Precision of each part, calibrated or not."""
+        return read_choice(self.precision)
 
     @property
     def parts(self) -> Precision:
         """Number format of each part."""
-        vision, language = (NUMBER_FORMATS.get(of, of) for of in self.chosen)
+        choice = self.choice
+        language = number_format(choice.language)
         in_bf16 = language != "fp32" and TARGETS[self.target].backend == "openvino"
         return Precision(
-            vision=vision,
+            vision=number_format(choice.vision),
             language=language,
+            overrides={part: number_format(of) for part, of in choice.overrides},
+            kv=choice.kv,
             int4_block=self.int4_block,
             activations="bf16" if in_bf16 else "fp32",
         )
@@ -87,13 +81,18 @@ def check_settings(settings: Settings) -> Target:
         CapacityError: a KV capacity beyond the model's positions.
         DependencyError: the backend's library is missing.
     """
-    parts = settings.precision.split("/")
-    for part in parts:
-        target = check_target(settings.target, part)
-    if len(parts) > 2 or (len(parts) == 2 and parts[0] not in VISION_PRECISIONS):
+    choice = settings.choice
+    for part, precision in choice.named():
+        target = check_target(settings.target, precision)
+        if is_vision(part) and precision not in VISION_PRECISIONS:
+            raise TargetError(
+                f"precision {settings.precision}: expected {', '.join(VISION_PRECISIONS)} for the "
+                f"vision tower, as in int8_sq/int4_awq, got {precision!r} for {part}."
+            )
+    if choice.kv not in target.kv:
         raise TargetError(
-            f"precision {settings.precision}: expected one for both parts, or VISION/LANGUAGE with "
-            f"{', '.join(VISION_PRECISIONS)} for the vision tower, as in int8_sq/int4_awq."
+            f"precision {settings.precision}: expected keys and values (kv) in "
+            f"{' or '.join(target.kv)} on {settings.target}, got {choice.kv!r}."
         )
     _check_calibration(settings)
     dialect_of(target.backend)  # raises where its library is missing
@@ -111,14 +110,15 @@ def check_settings(settings: Settings) -> Target:
 
 
 def _check_calibration(settings: Settings) -> None:
-    needed = not NUMBER_FORMATS.keys().isdisjoint(settings.chosen)
+    needed = settings.choice.is_calibrated
     if needed and settings.calibration is None:
         raise TargetError(
             f"precision {settings.precision}: expected --calibration, the folder that autovla-rt "
-            f"calibrate wrote, got none.\nCalibrate first, or choose fp32, int8 or int4."
+            f"calibrate wrote, got none.\nCalibrate first, or choose fp32, int8, int8_wo or int4."
         )
     if settings.calibration is not None and not needed:
         raise TargetError(
             f"precision {settings.precision}: expected no --calibration, which it does not use, "
-            f"got {settings.calibration}.\nLeave it out, or choose {' or '.join(NUMBER_FORMATS)}."
+            f"got {settings.calibration}.\nLeave it out, or choose {', '.join(NUMBER_FORMATS)} or "
+            "kv=int8."
         )

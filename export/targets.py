@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from autovla_rt.errors import TargetError
 
-CPU_PRECISIONS = ("fp32", "int8", "int8_sq", "int4", "int4_awq")
-AMPERE = ("fp16", "int8", "int8_sq", "int4", "int4_awq")
+X86_PRECISIONS = ("fp32", "int8", "int8_sq", "int4", "int4_awq")
+CPU_PRECISIONS = (*X86_PRECISIONS, "int8_wo")
+AMPERE = ("fp16", "int8", "int8_sq", "int8_wo", "int4", "int4_awq")
 ADA = (*AMPERE, "fp8")
 BLACKWELL = (*ADA, "nvfp4")
 
@@ -33,11 +34,13 @@ class Target:
     memory_gib: int | None
     precisions: tuple[str, ...]
     backend: str
+    kv: tuple[str, ...] = ("fp16", "int8")
+    """Legal number formats of keys and values that are kept."""
 
 
 TARGETS = {
-    "cpu": Target("any CPU, ONNX Runtime", None, None, CPU_PRECISIONS, "ort"),
-    "x86": Target("x86-64 CPU, OpenVINO", None, None, CPU_PRECISIONS, "openvino"),
+    "cpu": Target("any CPU, ONNX Runtime", None, None, CPU_PRECISIONS, "ort", ("fp32", "int8")),
+    "x86": Target("x86-64 CPU, OpenVINO", None, None, X86_PRECISIONS, "openvino", ("fp32",)),
     "orin-nano-8": Target("Jetson Orin Nano 8 GB", 87, 8, AMPERE, "tensorrt"),
     "orin-nx-8": Target("Jetson Orin NX 8 GB", 87, 8, AMPERE, "tensorrt"),
     "orin-nx-16": Target("Jetson Orin NX 16 GB", 87, 16, AMPERE, "tensorrt"),

@@ -325,7 +325,7 @@ def test_fp8_on_orin_is_refused_before_any_work(bad_build):
         *("--target", "agx-orin-64", "--precision", "fp8", "--checkpoint", "/absent"),
     )
     assert "'fp8' on agx-orin-64 (Jetson AGX Orin 64 GB, SM 8.7)" in message
-    assert "expected one of fp16, int8, int8_sq, int4" in message
+    assert "expected one of fp16, int8, int8_sq, int8_wo, int4" in message
     assert "opening" not in message
 
 

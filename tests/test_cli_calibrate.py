@@ -71,7 +71,7 @@ def test_a_calibrated_engine_plans_and_says_what_it_was_fitted_to(
     used = load_bundle(out).manifest.calibration
     record = json.loads((calibration / "calibration.json").read_text())
     assert (used.scenes, used.scenes_sha256) == (8, record["scenes_sha256"])
-    assert (used.vision, used.language) == ("int8_sq", precision)
+    assert used.precision == f"int8_sq/{precision}"
     plan = invoke.json("plan", "--frames", REPO / "calib_data/demo", "--engine", out, "--json")
     assert plan["status"] == "ok"
     assert "int8_sq" in invoke("inspect", out)[1]

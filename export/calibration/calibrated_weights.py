@@ -12,11 +12,25 @@ from numpy.typing import NDArray
 from autovla_rt.errors import TargetError
 from autovla_rt.export.calibration.groups import Group
 from autovla_rt.export.calibration.rescaled_weights import RescaledWeights
-from autovla_rt.export.calibration.search import Method, clipped, rescaling
+from autovla_rt.export.calibration.search import (
+    Method,
+    awq,
+    clipped,
+    rescaling,
+    smooth_quant,
+)
 from autovla_rt.export.calibration.statistics import LayerInput, read_statistics
+from autovla_rt.export.graph.eager import kv_names
 from autovla_rt.export.weight_source import HEAD, WeightSource
 
 Float = NDArray[np.float32]
+
+
+METHODS: dict[str, Callable[[int], Method]] = {
+    "int8_sq": lambda _block: smooth_quant(),
+    "int4_awq": awq,
+}
+"""Calibrated precision -> how its channels are rescaled, given the int4 block."""
 
 
 class CalibratedWeights(RescaledWeights):
@@ -24,23 +38,32 @@ class CalibratedWeights(RescaledWeights):
 
     Args:
         source: The checkpoint.
+        groups: The linear layers that read one value.
         statistics: Folder of the calibration.
-        block: Of int4, whose blocks are clipped; None clips nothing.
+        precision_of: A layer's precision, by its name.
+        int4_block: Of int4_awq, whose blocks are clipped.
     """
 
-    def __init__(self, source: WeightSource, statistics: Path, block: int | None) -> None:
+    def __init__(
+        self,
+        source: WeightSource,
+        groups: Iterable[Group],
+        statistics: Path,
+        precision_of: Callable[[str], str],
+        int4_block: int,
+    ) -> None:
         super().__init__(source)
-        self._statistics, self._block = statistics, block
-        self._sites: dict[str, tuple[str, str, Float]] = {}
+        self._statistics, self._block = statistics, int4_block
+        self._groups = list(groups)
+        self._precision_of = precision_of
+        self._sites = {
+            reader: (group.step, group.readers[0])
+            for group in self._groups
+            for reader in group.readers
+        }
         self._seen = lru_cache(1)(self._read_step)
 
-    def fit(
-        self,
-        unscaled: WeightSource,
-        groups: Iterable[Group],
-        method: Method,
-        advance: Callable[[int], None],
-    ) -> None:
+    def fit(self, unscaled: WeightSource, advance: Callable[[int], None]) -> None:
         """Search how to rescale every group, reading the checkpoint through `unscaled`.
 
         `advance` is called with 1 after each.
@@ -49,18 +72,11 @@ class CalibratedWeights(RescaledWeights):
             CalibrationError: the calibration's files are missing or damaged.
             TargetError: a layer's width is no multiple of the block.
         """
-        for group in groups:
+        for group in self._groups:
             site = group.readers[0]
-            if self._block is not None and len(group.channels) % self._block:
-                raise TargetError(
-                    f"int4 block {self._block}: expected one that divides the "
-                    f"{len(group.channels)} inputs of {site}. Choose one with --int4-block, or "
-                    "another precision."
-                )
-            scale = rescaling(unscaled, group, self._seen(group.step)[site], method)
-            self.rescale(group, scale)
-            for reader in group.readers:
-                self._sites[f"{reader}.weight"] = group.step, site, scale[group.channels]
+            if (method := self._method(site, len(group.channels))) is not None and group.writers:
+                scale = rescaling(unscaled, group, self._seen(group.step)[site], method)
+                self.rescale(group, scale)
             advance(1)
 
     def rows(self, name: str, start: int, stop: int) -> Float:
@@ -69,10 +85,33 @@ class CalibratedWeights(RescaledWeights):
         The rows of the head that stay in float32 are clipped nowhere.
         """
         rows = super().rows(name, start, stop)
-        if self._block is None or name not in self._sites or name == f"{HEAD}.weight":
+        module = name.removesuffix(".weight")
+        if module == HEAD or module not in self._sites:
             return rows
-        step, site, scale = self._sites[name]
-        return clipped(rows, self._seen(step)[site].rows / scale, self._block)
+        if self._precision_of(module) != "int4_awq":
+            return rows
+        step, site = self._sites[module]
+        return clipped(rows, self._seen(step)[site].rows / self.read_scale(module), self._block)
+
+    def largest_input(self, module: str) -> Float:
+        """[K] max |x| of each channel of a layer's input, as its rescaled weights expect it."""
+        step, site = self._sites[module]
+        return self._seen(step)[site].largest / self.read_scale(module)
+
+    def largest_kv(self, layer: int) -> tuple[Float, Float]:
+        """[kv_heads * head_dim] max |x| of a layer's keys, rotated, and of its rescaled values."""
+        step = f"model.layers.{layer}"
+        key, value = (self._seen(step)[name].largest for name in kv_names(layer))
+        return key, value / self.written_scale(f"{step}.self_attn.v_proj.weight")
+
+    def _method(self, site: str, width: int) -> Method | None:
+        precision = self._precision_of(site)
+        if precision == "int4_awq" and width % self._block:
+            raise TargetError(
+                f"int4 block {self._block}: expected one that divides the {width} inputs of "
+                f"{site}. Choose one with --int4-block, or another precision."
+            )
+        return METHODS[precision](self._block) if precision in METHODS else None
 
     def _read_step(self, step: str) -> Mapping[str, LayerInput]:
         return read_statistics(self._statistics / f"{step}.safetensors")

@@ -26,7 +26,7 @@ class Group:
     Attributes:
         step: Whose statistics hold it.
         readers: Their names; the first is the one that the statistics are of.
-        writers: Tensors that are divided, a bias with its weight.
+        writers: Tensors that are divided, a bias with its weight; none where nothing can be.
         channels: int64 [K], the writers' row that each channel comes from; several may share one.
     """
 
@@ -41,6 +41,8 @@ def vision_groups(geometry: VisionGeometry) -> Iterator[Group]:
 
     The patches have no writer, and the merger's second layer reads behind a gelu: these stay.
     """
+    patches = "visual.patch_embed"
+    yield Group(patches, (f"{patches}.proj",), (), np.arange(geometry.patch_width))
     hidden, inner = np.arange(geometry.hidden_size), np.arange(geometry.intermediate_size)
     for index in range(geometry.depth):
         block = f"visual.blocks.{index}"
@@ -54,6 +56,7 @@ def vision_groups(geometry: VisionGeometry) -> Iterator[Group]:
     merged = np.tile(hidden, geometry.spatial_merge_size**2)
     merger = "visual.merger"
     yield Group(merger, (f"{merger}.mlp.0",), (f"{merger}.ln_q.weight",), merged)
+    yield Group(merger, (f"{merger}.mlp.2",), (), np.arange(len(merged)))
 
 
 def language_groups(geometry: LanguageGeometry) -> Iterator[Group]:

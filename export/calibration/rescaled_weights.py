@@ -29,6 +29,14 @@ class RescaledWeights:
         read = scale[group.channels]
         self._read.update({f"{reader}.weight": read for reader in group.readers})
 
+    def read_scale(self, module: str) -> Float | np.float32:
+        """Return what a layer's inputs are divided by, [K] or 1."""
+        return self._read.get(f"{module}.weight", np.float32(1))
+
+    def written_scale(self, name: str) -> Float | np.float32:
+        """Return what a tensor's rows are divided by, [rows] or 1."""
+        return self._written.get(name, np.float32(1))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self._source.shape(name)

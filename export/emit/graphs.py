@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from autovla_rt.config import Camera, Geometry, Precision
-from autovla_rt.export.graph.dialect import Dialect
+from autovla_rt.config import Camera, Geometry
+from autovla_rt.export.graph.dialect import Dialect, Formats
 from autovla_rt.export.graph.language import language_model, text_head
 from autovla_rt.export.graph.vision import vision_tower
 from autovla_rt.export.passes.static_windows import static_windows
@@ -24,13 +24,13 @@ def emit_vision(
     source: WeightSource,
     geometry: Geometry,
     cameras: Sequence[Camera],
-    precision: Precision,
+    formats: Formats,
     folder: Path,
 ) -> None:
     """Write vision_{rows}x{columns} for every grid, and the weights."""
     with _weights(dialect, folder / "vision.weights") as weights:
         for rows, columns in sorted({camera.grid[1:] for camera in cameras}):
-            ops = dialect.ops(source, weights, precision.vision, precision.int4_block)
+            ops = dialect.ops(source, weights, formats)
             vision_tower(ops, geometry.vision, static_windows(geometry.vision, rows, columns))
             ops.save(folder / f"vision_{rows}x{columns}{dialect.suffix}", "vision")
 
@@ -39,13 +39,13 @@ def emit_language(
     dialect: Dialect,
     source: WeightSource,
     geometry: Geometry,
-    precision: Precision,
+    formats: Formats,
     folder: Path,
 ) -> None:
     """Write the language model and the text head, each with its weights."""
     for name, describe in (("language", language_model), ("text_head", text_head)):
         with _weights(dialect, folder / f"{name}.weights") as weights:
-            ops = dialect.ops(source, weights, precision.language, precision.int4_block)
+            ops = dialect.ops(source, weights, formats)
             describe(ops, geometry.language)
             ops.save(folder / f"{name}{dialect.suffix}", name)
 

@@ -49,7 +49,7 @@ def prefix_layers(
         model = OpenVinoModel(path)
         model.model = _layer(model.model, geometry, index)
         put_kv_cache(model, geometry, [index])
-        model.compile(None, precision, precision.language)
+        model.compile(None, precision, precision.language_formats)
         caches = [model.keep_cache(f"{name}.{index}", nothing, blocks.size) for name in CACHES]
         given = {**tables, **pass_inputs(0, count, blocks), _boundary(geometry, index): states}
         (states,) = model.run(given, _boundary(geometry, index + 1))

@@ -11,9 +11,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from autovla_rt.config import LanguageGeometry, Precision
+from autovla_rt.config import KV_TYPES, LanguageGeometry, Precision
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
+from autovla_rt.prefix import States
 
 Float = NDArray[np.float32]
 
@@ -25,21 +26,22 @@ LAYER_FILE = "prefix_layer.onnx"
 def prefix_layers(
     folder: Path,
     geometry: LanguageGeometry,
-    _precision: Precision,
+    precision: Precision,
     embeddings: Float,
     tables: Mapping[str, Float],
-) -> Iterator[tuple[Float, Float]]:
+) -> Iterator[tuple[States, States]]:
     """Yield every layer's keys and values [kv_heads, n, head_dim].
 
     Args:
         folder: Holds language.onnx and its weights.
         geometry: Of the language model.
-        _precision: Not needed: the graph has it.
+        precision: Of the engine.
         embeddings: [n, hidden].
         tables: "cos" and "sin" [n, head_dim / 2].
     """
     run = _LayerRun(
         (1, geometry.num_key_value_heads, len(embeddings), geometry.head_dim),
+        KV_TYPES[precision.kv],
         {f"{name}_cache": table for name, table in tables.items()},
     )
     states = {"embeddings": embeddings}
@@ -106,13 +108,15 @@ def _state(name: str, width: int) -> onnx.ValueInfoProto:
 class _LayerRun:
     """Runs layers on the same positions."""
 
-    def __init__(self, cache_shape: tuple[int, ...], tables: dict[str, Float]) -> None:
-        self._shape = cache_shape
+    def __init__(
+        self, cache_shape: tuple[int, ...], cache_type: str, tables: dict[str, Float]
+    ) -> None:
+        self._shape, self._type = cache_shape, cache_type
         self._tables = tables
 
     def __call__(
         self, path: Path, graph: LayerGraph, states: dict[str, Float]
-    ) -> tuple[dict[str, Float], tuple[Float, Float]]:
+    ) -> tuple[dict[str, Float], tuple[States, States]]:
         """Return the states behind the layer, and its keys and values [kv_heads, k, head_dim]."""
         session = open_session(path, None)
         binding = session.io_binding()
@@ -130,7 +134,7 @@ class _LayerRun:
                 binding.bind_cpu_input(name, array)
         cache = {}
         for part in ("key", "value"):
-            cache[part] = ort.OrtValue.ortvalue_from_numpy(np.zeros(self._shape, np.float32))
+            cache[part] = ort.OrtValue.ortvalue_from_numpy(np.zeros(self._shape, self._type))
             binding.bind_ortvalue_input(f"past_key_values.{graph.index}.{part}", cache[part])
             binding.bind_ortvalue_output(f"present.{graph.index}.{part}", cache[part])
         for name in graph.outputs:

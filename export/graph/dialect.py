@@ -8,6 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autovla_rt.export.graph.ops import Ops
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.export.weight_source import WeightSource
@@ -21,19 +24,53 @@ class GraphOps(Ops, Protocol):
         ...
 
 
+class Ranges(Protocol):
+    """What the values of a model were like on calibration scenes."""
+
+    def largest_input(self, module: str) -> NDArray[np.float32]:
+        """[K] max |x| of each channel of a linear layer's input."""
+        ...
+
+    def largest_kv(self, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """[kv_heads * head_dim] max |x| of a layer's keys, rotated, and of its values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Number formats of one graph.
+
+    Attributes:
+        of: Format of a linear layer's weights, by its name.
+        int4_block: Inputs that share a scale in int4 and int8_wo.
+        kv: Of the keys and values that are kept.
+        ranges: Of a calibration; None without one.
+    """
+
+    of: Callable[[str], str]
+    int4_block: int = 128
+    kv: str = "fp32"
+    ranges: Ranges | None = None
+
+    @classmethod
+    def uniform(cls, name: str, int4_block: int = 128) -> Formats:
+        """Return one format for all layers."""
+        return cls(lambda _module: name, int4_block)
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How one backend's graphs are written.
 
     Attributes:
         ops: Makes the operations of a graph, from a checkpoint, the file that its weights go to,
-            their precision and the int4 block.
+            and their formats.
         suffix: Of a graph's file.
         keeps_weights: Whether graphs refer to that file, or have copied what they need of it.
         libraries: Packages whose versions a bundle records.
     """
 
-    ops: Callable[[WeightSource, WeightFile, str, int], GraphOps]
+    ops: Callable[[WeightSource, WeightFile, Formats], GraphOps]
     suffix: str
     keeps_weights: bool
     libraries: tuple[str, ...]

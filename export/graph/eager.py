@@ -20,7 +20,8 @@ from autovla_rt.export.weight_source import WeightSource, matrix_chunks, matrix_
 
 Float = NDArray[np.float32]
 Observer = Callable[[tuple[str, ...], Value, list[Float]], None]
-"""Sees the modules of a linear layer, its input's name, and the input's rows [M, K] by sample."""
+"""Sees the modules of a linear layer, its input's name, and the input's rows [M, K] by sample;
+likewise keys and values [M, kv_heads*D] (`kv_names`)."""
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -56,6 +57,12 @@ class Branches:
         same = (self.branch == 0) | (self.branch == self.branch[:, None])
         seen: NDArray[np.bool_] = np.tri(len(self.branch), dtype=bool) & same
         return ~seen
+
+
+def kv_names(layer: int) -> tuple[str, str]:
+    """Return the names under which a layer's keys, rotated, and values are observed."""
+    attention = f"model.layers.{layer}.self_attn"
+    return f"{attention}.keys", f"{attention}.values"
 
 
 def ignore(_modules: tuple[str, ...], _name: Value, _rows: list[Float]) -> None:
@@ -166,7 +173,7 @@ class EagerOps:
         return self.hold([_attention(*of, num_heads, num_heads, None) for of in samples])
 
     def cached_attention(
-        self, qkv: Value, _layer: int, num_heads: int, num_kv_heads: int, head_dim: int
+        self, qkv: Value, layer: int, num_heads: int, num_kv_heads: int, head_dim: int
     ) -> Value:
         """Causal grouped-query attention of positions from the first one on; nothing is cached."""
         if self._tables is None:
@@ -174,14 +181,18 @@ class EagerOps:
         ends = [num_heads * head_dim, (num_heads + num_kv_heads) * head_dim]
         parts = arrays_of(qkv)
         layouts = self._layouts or [Branches.of(part.shape[1], ()) for part in parts]
-        attended = []
+        attended, keys, values = [], [], []
         for part, layout in zip(parts, layouts, strict=True):
             query, key, value = np.split(part, ends, axis=2)
             cos, sin = (table[layout.position] for table in self._tables)
             query = _rotated(query, cos, sin, num_heads)
             key = _rotated(key, cos, sin, num_kv_heads)
+            keys.append(key[0])
+            values.append(value[0])
             hidden = layout.hidden()
             attended.append(_attention(query, key, value, num_heads, num_kv_heads, hidden))
+        for name, kept in zip(kv_names(layer), (keys, values), strict=True):
+            self._observe((name,), self.hold(kept), kept)
         return self.hold(attended)
 
     def input(self, name: str, _dtype: str, _shape: Sequence[int | str]) -> Value:

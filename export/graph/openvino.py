@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.errors import TargetError
-from autovla_rt.export.graph.dialect import Dialect
+from autovla_rt.export.graph.dialect import Dialect, Formats
 from autovla_rt.export.graph.ops import Value
 from autovla_rt.export.quantize import int4_blockwise, int8_per_channel
 from autovla_rt.export.weight_file import WeightFile
@@ -42,17 +42,14 @@ class OpenVinoOps:
     Args:
         source: The checkpoint.
         weights: Takes the weights on their way; the saved model does not need it.
-        precision: Of the weights, a key of `WEIGHTS`.
-        int4_block: Inputs that share a scale in int4.
+        formats: Of the weights, keys of `WEIGHTS`.
     """
 
-    def __init__(
-        self, source: WeightSource, weights: WeightFile, precision: str, int4_block: int
-    ) -> None:
+    def __init__(self, source: WeightSource, weights: WeightFile, formats: Formats) -> None:
         self._source = source
         self._weights = weights
-        self._weight = WEIGHTS[precision]
-        self._block = int4_block
+        self._formats = formats
+        self._block = formats.int4_block
         self._values: dict[Value, Any] = {}
         self._parameters: list[Node] = []
         self._results: list[Node] = []
@@ -84,8 +81,8 @@ class OpenVinoOps:
         return name
 
     def linear(self, x: Value, *modules: str, bias: bool) -> Value:
-        """[M, K] -> [M, N] at the precision this dialect was made with."""
-        weight = self._weight(self, modules)
+        """[M, K] -> [M, N] in the first module's format."""
+        weight = WEIGHTS[self._formats.of(modules[0])](self, modules)
         y = ops.matmul(self._values[x], weight, False, True)
         if bias:
             parts = [self._rows(f"{module}.bias") for module in modules]

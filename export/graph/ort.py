@@ -15,24 +15,29 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from autovla_rt.export.graph.dialect import Dialect
+from autovla_rt.config import KV_TYPES
+from autovla_rt.export.graph.dialect import Dialect, Formats
+from autovla_rt.export.graph.eager import kv_names
 from autovla_rt.export.graph.ops import Value
 from autovla_rt.export.graph.ort_linear import LINEARS, Linear, NodeSink
+from autovla_rt.export.quantize import INT8_MAX
 from autovla_rt.export.weight_file import ELEMENT_TYPES, WeightFile
 from autovla_rt.export.weight_source import WeightSource
 
 CONTRIB = "com.microsoft"
 OPSET, CONTRIB_VERSION, IR_VERSION = 20, 1, 10
+KV_TYPE_NAMES = ("k_quant_type", "v_quant_type")
 POSITION_INPUTS = ("seqlens_k", "total_sequence_length", "cos_cache", "sin_cache")
 
 
 class OrtOps(NodeSink):
     """Collects nodes for one graph; weights go to a WeightFile that several graphs may share."""
 
-    def __init__(self, source: WeightSource, weights: WeightFile, linear: Linear) -> None:
+    def __init__(self, source: WeightSource, weights: WeightFile, formats: Formats) -> None:
         self._source = source
         self._weights = weights
-        self._linear = linear
+        self._formats = formats
+        self._linears: dict[str, Linear] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -120,8 +125,11 @@ class OrtOps(NodeSink):
         return self._weights
 
     def linear(self, x: Value, *modules: str, bias: bool) -> Value:
-        """[M, K] -> [M, N] at the precision this dialect was made with."""
-        return self._linear.lower(self, x, modules, bias)
+        """[M, K] -> [M, N] in the first module's format."""
+        name = self._formats.of(modules[0])
+        if name not in self._linears:
+            self._linears[name] = LINEARS[name](self._formats.int4_block)
+        return self._linears[name].lower(self, x, modules, bias)
 
     def rms_norm(self, x: Value, weight: str, epsilon: float) -> Value:
         """Return x / rms(x) * weight over the last axis."""
@@ -190,19 +198,40 @@ class OrtOps(NodeSink):
         if layer == 0:
             self._declare_positions(head_dim)
         cache: list[int | str] = [1, num_kv_heads, "capacity", head_dim]
+        dtype = KV_TYPES[self._formats.kv]
         past, present = [], []
         for part in ("key", "value"):
-            past.append(self.input(f"past_key_values.{layer}.{part}", "float32", cache))
+            past.append(self.input(f"past_key_values.{layer}.{part}", dtype, cache))
             present.append(f"present.{layer}.{part}")
             self._outputs.append(
-                helper.make_tensor_value_info(present[-1], TensorProto.FLOAT, cache)
+                helper.make_tensor_value_info(present[-1], ELEMENT_TYPES[dtype], cache)
             )
         operator = "GroupQueryAttention"
         (attended,) = self._names(operator, 1)
-        heads = {"num_heads": num_heads, "kv_num_heads": num_kv_heads, "do_rotary": 1}
+        attributes: dict[str, int | str] = {
+            "num_heads": num_heads,
+            "kv_num_heads": num_kv_heads,
+            "do_rotary": 1,
+        }
         inputs = [qkv, "", "", *past, *POSITION_INPUTS]
-        self._append(CONTRIB, operator, inputs, [attended, *present], heads)
+        if self._formats.kv == "int8":
+            inputs += ["", "", "", *self._kv_scales(layer, (1, num_kv_heads, 1, head_dim))]
+            attributes["kv_cache_bit_width"] = 8
+            attributes |= dict.fromkeys(KV_TYPE_NAMES, "PER_CHANNEL")
+        self._append(CONTRIB, operator, inputs, [attended, *present], attributes)
         return attended
+
+    def _kv_scales(self, layer: int, shape: tuple[int, ...]) -> list[Value]:
+        """Make the scale of every channel of a layer's keys and values: static, so exact."""
+        if self._formats.ranges is None:
+            raise ValueError("keys and values in int8 need the ranges of a calibration")
+        scales = []
+        for name, largest in zip(
+            kv_names(layer), self._formats.ranges.largest_kv(layer), strict=True
+        ):
+            scale = np.maximum(largest, np.finfo(np.float32).tiny) / np.float32(INT8_MAX)
+            scales.append(self.constant(f"{name}.scale", scale.reshape(shape)))
+        return scales
 
     def _declare_positions(self, head_dim: int) -> None:
         """Declare the inputs that all layers share: lengths of the sequence, rotary tables."""
@@ -230,7 +259,7 @@ class OrtOps(NodeSink):
 
 
 DIALECT = Dialect(
-    lambda source, weights, precision, block: OrtOps(source, weights, LINEARS[precision](block)),
+    OrtOps,
     suffix=".onnx",
     keeps_weights=True,
     libraries=("onnx", "onnxruntime"),

@@ -14,7 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.export.graph.ops import Value
-from autovla_rt.export.quantize import INT8_MAX, int4_blockwise, int8_per_channel
+from autovla_rt.export.quantize import (
+    INT8_MAX,
+    int4_blockwise,
+    int8_blockwise,
+    int8_per_channel,
+)
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.export.weight_source import WeightSource, matrix_chunks, matrix_shape
 
@@ -141,26 +146,27 @@ class Int8Linear:
         return self._quantized[x]
 
 
-class Int4Linear:
-    """int4 weights, one scale per `block` inputs; MatMulNBits.
+class BlockLinear:
+    """int4 or int8 weights, one scale per `block` inputs; MatMulNBits.
 
-    The file holds weights only (W4A16), but accuracy level 4 lets ONNX Runtime's CPU kernel round
-    activations to int8 too, with one scale per block of a row: 2-5 times faster for a few rows, and
-    still batch-invariant.
+    Args:
+        block: Inputs that share a scale.
+        bits: Of a weight.
+        accuracy_level: 4 lets ONNX Runtime's CPU kernel round activations to int8 too, with one
+            scale per block of a row: 2-5 times faster for a few rows, and still batch-invariant. 1
+            keeps them in float32.
     """
 
-    ACCURACY_LEVEL = 4
-
-    def __init__(self, block: int) -> None:
-        self._block = block
+    def __init__(self, block: int, bits: int, accuracy_level: int) -> None:
+        self._block, self._bits, self._level = block, bits, accuracy_level
 
     def lower(self, graph: NodeSink, x: Value, modules: tuple[str, ...], bias: bool) -> Value:
         """Append one MatMulNBits."""
-        name = "+".join(modules) + ".weight"
+        name = "+".join(modules) + f".weight.int{self._bits}"
         rows, width = matrix_shape(graph.source, modules)
-        if f"{name}.int4" not in graph.weights:
+        if name not in graph.weights:
             self._store(graph, name, modules, rows, width)
-        inputs = [x, graph.stored(f"{name}.int4"), graph.stored(f"{name}.scale")]
+        inputs = [x, graph.stored(name), graph.stored(f"{name}.scale")]
         if bias:
             inputs += ["", "", graph.bias(modules)]
         return graph.contrib(
@@ -168,9 +174,9 @@ class Int4Linear:
             inputs,
             K=width,
             N=rows,
-            bits=4,
+            bits=self._bits,
             block_size=self._block,
-            accuracy_level=self.ACCURACY_LEVEL,
+            accuracy_level=self._level,
         )[0]
 
     def _store(
@@ -182,19 +188,23 @@ class Int4Linear:
         def codes() -> Iterator[NDArray[np.uint8]]:
             start = 0
             for chunk in matrix_chunks(graph.source, modules):
-                packed, scale = int4_blockwise(chunk, self._block)
+                packed, scale = BLOCKWISE[self._bits](chunk, self._block)
                 scales[start : start + chunk.shape[0]] = scale
                 start += chunk.shape[0]
                 yield packed
 
-        shape = (rows, blocks, self._block // 2)
-        graph.weights.add(f"{name}.int4", "uint8", shape, codes())
+        shape = (rows, blocks, self._block * self._bits // 8)
+        graph.weights.add(name, "uint8", shape, codes())
         graph.weights.add(f"{name}.scale", "float32", scales.shape, [scales])
 
+
+BLOCKWISE = {4: int4_blockwise, 8: int8_blockwise}
+"""Bits of a weight -> how it is rounded."""
 
 LINEARS: dict[str, Callable[[int], Linear]] = {
     "fp32": lambda _block: Fp32Linear(),
     "int8": lambda _block: Int8Linear(),
-    "int4": Int4Linear,
+    "int8_wo": lambda block: BlockLinear(block, 8, accuracy_level=1),
+    "int4": lambda block: BlockLinear(block, 4, accuracy_level=4),
 }
 """Precision -> maker of its lowering, given the int4 block. One lowering serves one graph."""

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from autovla_rt.config import CompiledPrompt, LanguageGeometry, Precision
-from autovla_rt.prefix import PREFIX_FILE, prefix_length, write_prefix
+from autovla_rt.prefix import PREFIX_FILE, States, prefix_length, write_prefix
 
 Float = NDArray[np.float32]
 PrefixLayers = Callable[
     [Path, LanguageGeometry, Precision, Float, Mapping[str, Float]],
-    Iterator[tuple[Float, Float]],
+    Iterator[tuple[States, States]],
 ]
 """A backend's way from a folder, embeddings and rotary tables to each layer's keys and values."""
 

@@ -38,7 +38,7 @@ class OpenVinoVision:
         self._models: dict[tuple[int, int], OpenVinoModel] = {}
         for rows, columns in sorted({camera.grid[1:] for camera in bundle.manifest.cameras}):
             model = OpenVinoModel(bundle.path(f"vision_{rows}x{columns}.xml"))
-            model.compile(threads, precision, precision.vision)
+            model.compile(threads, precision, precision.vision_formats)
             self._models[rows, columns] = model
 
     def encode(self, patches: Float, grid: tuple[int, int]) -> Float:
@@ -62,10 +62,10 @@ class OpenVinoLanguage(CachedLanguage):
         super().__init__(bundle, prefix)
         geometry, precision = bundle.manifest.geometry.language, bundle.manifest.precision
         self._head = OpenVinoModel(bundle.path("text_head.xml"))
-        self._head.compile(threads, precision, precision.language)
+        self._head.compile(threads, precision, precision.language_formats)
         self._model = OpenVinoModel(bundle.path("language.xml"))
         put_kv_cache(self._model, geometry, range(geometry.num_hidden_layers))
-        self._model.compile(threads, precision, precision.language)
+        self._model.compile(threads, precision, precision.language_formats)
         self._blocks = np.arange(-(-(self._capacity + SPARE_POSITIONS) // BLOCK), dtype=np.int32)
         nothing = np.zeros((geometry.num_key_value_heads, 0, geometry.head_dim), np.float32)
         for layer in range(geometry.num_hidden_layers):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.bundle import Bundle
-from autovla_rt.config import SPARE_POSITIONS, LanguageGeometry
+from autovla_rt.config import KV_TYPES, SPARE_POSITIONS, LanguageGeometry
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
 from autovla_rt.prefix import Prefix
@@ -56,15 +56,17 @@ class OrtLanguage(CachedLanguage):
         prefix = prefix_of(bundle, use_prefix)
         super().__init__(bundle, prefix)
         manifest = bundle.manifest
-        self._row_multiple = 1 if manifest.precision.language == "fp32" else ROW_MULTIPLE
+        self._row_multiple = 1 if manifest.precision.language_formats == {"fp32"} else ROW_MULTIPLE
         self._head = open_session(bundle.path("text_head.onnx"), threads)
         self._session = open_session(bundle.path("language.onnx"), threads)
         self._binding = self._session.io_binding()
         self._lengths = np.zeros(1, np.int32), np.zeros(1, np.int32)
-        self._bound = self._bind_constants(manifest.geometry.language, prefix)
+        self._bound = self._bind_constants(
+            manifest.geometry.language, manifest.precision.kv, prefix
+        )
 
     def _bind_constants(
-        self, geometry: LanguageGeometry, prefix: Prefix | None
+        self, geometry: LanguageGeometry, kv: str, prefix: Prefix | None
     ) -> list[ort.OrtValue]:
         """Bind rotary tables and the cache once; past and present share one buffer."""
         values = []
@@ -76,7 +78,7 @@ class OrtLanguage(CachedLanguage):
         shape = (1, geometry.num_key_value_heads, positions, geometry.head_dim)
         for layer in range(geometry.num_hidden_layers):
             for part in ("key", "value"):
-                cache = np.zeros(shape, np.float32)
+                cache = np.zeros(shape, KV_TYPES[kv])
                 if prefix is not None:
                     cache[0, :, : prefix.length] = prefix.tensor(part, layer)
                 value = ort.OrtValue.ortvalue_from_numpy(cache)

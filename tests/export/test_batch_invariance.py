@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from autovla_rt.config import Camera, Geometry, LanguageGeometry, Precision, VisionGeometry
+from autovla_rt.config import Camera, Geometry, LanguageGeometry, VisionGeometry
 from autovla_rt.errors import BundleError
 from autovla_rt.export.emit.graphs import emit_language, emit_vision
 from autovla_rt.export.emit.tables import emit_tables
-from autovla_rt.export.graph.dialect import dialect_of
+from autovla_rt.export.formats import read_choice
+from autovla_rt.export.graph.dialect import Formats, dialect_of
 from autovla_rt.export.graph.ort_linear import LINEARS, Int8Linear
 from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
+from autovla_rt.export.settings import Settings
 from autovla_rt.export.tensors.model_names import expected_shapes
 from autovla_rt.export.weight_source import ModelWeights
 from autovla_rt.runtime.planner import open_engines
@@ -49,6 +51,7 @@ CAPACITY = 64
 CAMERA = Camera(name="front", grid=(2, 8, 10))
 ROUNDING = 2e-5
 CHOICE = (100, 300)
+CPU = {"ort": "cpu", "openvino": "x86"}
 
 
 class RandomWeights:
@@ -98,8 +101,20 @@ class PerTensorInt8(Int8Linear):
         return graph.node("QuantizeLinear", [unit, scale, zero])[0], largest
 
 
+class RandomRanges:
+    """What a calibration would say of keys and values."""
+
+    def largest_kv(self, layer):
+        width = GEOMETRY.language.num_key_value_heads * GEOMETRY.language.head_dim
+        rng = np.random.default_rng(layer)
+        return tuple(rng.uniform(3, 6, width).astype(np.float32) for _ in ("keys", "values"))
+
+
 ENGINES = [
     *(("ort", precision, precision) for precision in LINEARS),
+    ("ort", "fp32", "fp32,kv=int8"),
+    ("ort", "int8,vision_ends=fp32", "int8,mlp=int4,text_head=fp32,kv=int8"),
+    ("openvino", "int8,vision_ends=fp32", "int8,attention=int4"),
     ("openvino", "fp32", "fp32"),
     ("openvino", "int8", "int8"),
     ("openvino", "int8", "int4"),
@@ -112,11 +127,20 @@ def engines(request, tmp_path_factory):
 
 
 def build_engines(backend, vision, language, folder):
-    precision = Precision(vision=vision, language=language)
+    settings = Settings("engine", CPU[backend], precision=language)
+    choice, precision = settings.choice, settings.parts
+    formats = Formats(choice.layers(GEOMETRY.vision.depth), 128, choice.kv, RandomRanges())
     weights = ModelWeights(RandomWeights(), tied=True, action_start_id=512)
     dialect = dialect_of(backend)
-    emit_vision(dialect, weights, GEOMETRY, [CAMERA], precision, folder)
-    emit_language(dialect, weights, GEOMETRY, precision, folder)
+    emit_vision(
+        dialect,
+        weights,
+        GEOMETRY,
+        [CAMERA],
+        Formats(read_choice(vision).layers(GEOMETRY.vision.depth)),
+        folder,
+    )
+    emit_language(dialect, weights, GEOMETRY, formats, folder)
     emit_tables(weights, GEOMETRY, precision, CHOICE, folder)
     cos, sin = rotary_tables(GEOMETRY, mrope_positions(GEOMETRY, [], CAPACITY + 1))
     save_file({"cos": cos, "sin": sin}, folder / "rotary.safetensors")

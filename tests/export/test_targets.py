@@ -21,7 +21,7 @@ def test_orin_has_no_fp8_and_the_message_names_what_it_has(name, precision):
     message = str(caught.value)
     assert f"'{precision}' on {name}" in message
     assert "SM 8.7" in message
-    assert "expected one of fp16, int8, int8_sq, int4, int4_awq" in message
+    assert "expected one of fp16, int8, int8_sq, int8_wo, int4, int4_awq" in message
 
 
 @pytest.mark.parametrize("name", TARGETS)

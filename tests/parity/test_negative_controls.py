@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from autovla_rt.bundle import load_bundle
 from autovla_rt.export.emit.graphs import emit_vision
 from autovla_rt.export.emit.tables import emit_rotary
+from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.graph.ort import DIALECT, OrtOps
 from autovla_rt.export.open_model import ModelFiles, open_model
 from autovla_rt.export.passes.static_mrope import rotary_tables
@@ -60,7 +61,8 @@ def vision_error(pair, bundle, weights, folder, vision):
     """Largest difference from transformers of a tower described with a changed geometry."""
     geometry = bundle.manifest.geometry.model_copy(update={"vision": vision})
     camera = bundle.manifest.cameras[0]
-    emit_vision(DIALECT, weights, geometry, [camera], bundle.manifest.precision, folder)
+    formats = Formats.uniform(bundle.manifest.precision.vision)
+    emit_vision(DIALECT, weights, geometry, [camera], formats, folder)
     rng = np.random.default_rng(0)
     patches = rng.standard_normal((2, GRID[0] * GRID[1], 1176)).astype(np.float32)
     actual = OrtVision(Folder(bundle, folder)).encode(patches, GRID)

@@ -14,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from autovla_rt.config import Geometry, LanguageGeometry, Precision, VisionGeometry
 from autovla_rt.export.emit.graphs import emit_language
 from autovla_rt.export.emit.tables import emit_tables
+from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.graph.ort import DIALECT
 from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
 from autovla_rt.export.weight_source import ModelWeights
@@ -103,7 +104,7 @@ def test_language_graph_equals_optimums_decoder(model, tmp_path):
     assert expected.std() > 1
     precision = Precision(vision="fp32", language="fp32")
     weights = ModelWeights(StateDict(model), tied=True, action_start_id=512)
-    emit_language(DIALECT, weights, GEOMETRY, precision, tmp_path)
+    emit_language(DIALECT, weights, GEOMETRY, Formats.uniform("fp32"), tmp_path)
     emit_tables(weights, GEOMETRY, precision, (), tmp_path)
     cos, sin = rotary_tables(GEOMETRY, mrope_positions(GEOMETRY, [], CAPACITY + 1))
     save_file({"cos": cos, "sin": sin}, tmp_path / "rotary.safetensors")

@@ -5,9 +5,10 @@ import pytest
 
 from autovla_rt.config import Camera
 from autovla_rt.errors import TargetError
+from autovla_rt.export.calibration import calibrated_weights
 from autovla_rt.export.calibration.calibrated_weights import CalibratedWeights
 from autovla_rt.export.calibration.groups import language_groups, vision_groups
-from autovla_rt.export.calibration.search import Method, awq
+from autovla_rt.export.calibration.search import Method
 from autovla_rt.export.calibration.statistics import LayerInput, write_statistics
 from autovla_rt.export.graph.eager import EagerOps, arrays_of
 from autovla_rt.export.graph.language import language_layer
@@ -46,8 +47,10 @@ def rescaled(model, groups, tmp_path_factory):
                     magnitudes.max(axis=0), magnitudes.mean(axis=0), rows
                 )
         write_statistics(folder / f"{step}.safetensors", sites)
-    weights = CalibratedWeights(model.weights(), folder, None)
-    weights.fit(model.weights(), groups, COARSE, lambda _: None)
+    weights = CalibratedWeights(model.weights(), groups, folder, lambda _: "int8_sq", 128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(calibrated_weights.METHODS, "int8_sq", lambda _block: COARSE)
+        weights.fit(model.weights(), lambda _: None)
     return weights
 
 
@@ -89,7 +92,7 @@ def test_a_language_model_and_its_heads_stay_what_they_were(model, rescaled):
 def test_every_group_was_rescaled(model, groups, rescaled):
     weights = model.weights()
     for group in groups:
-        for reader in group.readers:
+        for reader in group.readers if group.writers else ():
             name = f"{reader}.weight"
             changed = rescaled.rows(name, 0, 4) != weights.rows(name, 0, 4)
             assert changed.any(), name
@@ -104,10 +107,11 @@ def test_embeddings_stay_though_the_head_is_tied_to_them(model, rescaled):
     np.testing.assert_array_equal(rescaled.rows(name, 5, 9), model.weights().rows(name, 5, 9))
 
 
-def test_a_width_that_no_block_divides_is_named(model, groups, tmp_path):
-    weights = CalibratedWeights(model.weights(), tmp_path, 96)
+def test_a_width_that_no_block_divides_is_named(model, tmp_path):
+    groups = language_groups(model.geometry.language)
+    weights = CalibratedWeights(model.weights(), groups, tmp_path, lambda _: "int4_awq", 96)
     with pytest.raises(TargetError, match=r"the 256 inputs of model\.layers\.0\.self_attn\.q_proj"):
-        weights.fit(model.weights(), language_groups(model.geometry.language), awq(96), print)
+        weights.fit(model.weights(), print)
 
 
 def test_the_head_that_stays_in_float32_is_not_clipped(model, groups, tmp_path, monkeypatch):
@@ -116,8 +120,8 @@ def test_the_head_that_stays_in_float32_is_not_clipped(model, groups, tmp_path, 
     (head,) = (group for group in groups if "text_head" in group.readers)
     seen = LayerInput(np.abs(rows).max(axis=0), np.abs(rows).mean(axis=0), rows)
     write_statistics(tmp_path / f"{head.step}.safetensors", {"text_head": seen})
-    weights = CalibratedWeights(model.weights(), tmp_path, 32)
-    weights.fit(model.weights(), [head], awq(32), lambda _: None)
+    weights = CalibratedWeights(model.weights(), [head], tmp_path, lambda _: "int4_awq", 32)
+    weights.fit(model.weights(), lambda _: None)
     text, full = (weights.rows(f"{name}.weight", 0, 50) for name in ("text_head", "lm_head"))
     assert (np.abs(text) <= np.abs(full) + 1e-6).all()
     assert (text != full).any()

@@ -88,8 +88,9 @@ def test_every_step_and_the_record_are_written_and_nothing_else(model, whole):
     assert set(contents(whole)) == files | {RECORD}
     assert read_record(whole).scenes == tuple(f"scene-{number}" for number in range(5))
     layer = read_statistics(whole / "model.layers.0.safetensors")
-    projections = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
-    assert set(layer) == {f"model.layers.0.{name}" for name in projections}
+    seen = ("q_proj", "o_proj", "keys", "values")
+    seen = [*(f"self_attn.{name}" for name in seen), "mlp.gate_proj", "mlp.down_proj"]
+    assert set(layer) == {f"model.layers.0.{name}" for name in seen}
     last = read_statistics(whole / f"model.layers.{len(files) - 7}.safetensors")
     assert "text_head" in last
 
@@ -177,5 +178,5 @@ def test_a_calibration_of_something_else_is_not_built_with(whole, changes, said)
 def test_a_record_of_another_version_is_refused(whole, tmp_path):
     record = read_record(whole).model_copy(update={"format_version": 9})
     (tmp_path / RECORD).write_text(record.model_dump_json())
-    with pytest.raises(CalibrationError, match="expected format version 1, got 9"):
+    with pytest.raises(CalibrationError, match="expected format version 2, got 9"):
         read_record(tmp_path)

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from autovla_rt.config import Precision
 from autovla_rt.errors import DependencyError, TargetError
 from autovla_rt.export.emit.graphs import emit_language
+from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.graph.openvino import DIALECT, OpenVinoOps
 from autovla_rt.export.settings import Settings, check_settings
 from autovla_rt.export.weight_file import WeightFile
@@ -34,7 +34,7 @@ class Source:
 def product(folder, precision, x, block=32):
     source = Source(48, x.shape[1])
     with WeightFile(folder / "weights") as weights:
-        ops = OpenVinoOps(source, weights, precision, block)
+        ops = OpenVinoOps(source, weights, Formats.uniform(precision, block))
         given = ops.input("x", "float32", ["k", x.shape[1]])
         ops.output(ops.linear(given, "m", bias=True), "y", "float32", ["k", 48])
         ops.save(folder / "m.xml", "m")
@@ -69,7 +69,7 @@ def test_a_block_that_does_not_divide_a_layers_inputs_is_refused(tmp_path):
 
 def test_an_output_must_be_what_is_declared(tmp_path):
     with WeightFile(tmp_path / "weights") as weights:
-        ops = OpenVinoOps(Source(4, 4), weights, "fp32", 32)
+        ops = OpenVinoOps(Source(4, 4), weights, Formats.uniform("fp32"))
         x = ops.input("x", "float32", ["k", 4])
         with pytest.raises(ValueError, match="declared as float16"):
             ops.output(x, "y", "float16", ["k", 4])
@@ -79,7 +79,7 @@ def test_an_output_must_be_what_is_declared(tmp_path):
 
 def test_a_failed_build_leaves_no_weights_behind(tmp_path):
     with pytest.raises(AttributeError):
-        emit_language(DIALECT, None, None, Precision(vision="int8", language="int8"), tmp_path)
+        emit_language(DIALECT, None, None, Formats.uniform("int8"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

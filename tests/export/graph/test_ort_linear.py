@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.graph.ort import OrtOps
-from autovla_rt.export.graph.ort_linear import LINEARS
 from autovla_rt.export.quantize import int8_per_channel
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.ort_session import open_session
@@ -39,7 +39,7 @@ def weights(rng, values):
 
 def run(folder, source, precision, x, *modules, bias):
     with WeightFile(folder / "weights.bin") as file:
-        ops = OrtOps(source, file, LINEARS[precision](BLOCK))
+        ops = OrtOps(source, file, Formats.uniform(precision, BLOCK))
         x_value = ops.input("x", "float32", ["m", WIDTH])
         y_value = ops.linear(x_value, *modules, bias=bias)
         ops.output(y_value, "y", "float32", ["m", "n"])
@@ -48,7 +48,9 @@ def run(folder, source, precision, x, *modules, bias):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("precision", "relative"), [("fp32", 1e-6), ("int8", 0.02), ("int4", 0.2)])
+@pytest.mark.parametrize(
+    ("precision", "relative"), [("fp32", 1e-6), ("int8", 0.02), ("int8_wo", 0.01), ("int4", 0.2)]
+)
 def test_stacked_modules_and_bias(tmp_path, precision, relative, bias):
     rng = np.random.default_rng(0)
     source = weights(rng, lambda shape: rng.standard_normal(shape).astype(np.float32))
