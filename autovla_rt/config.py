@@ -183,8 +183,8 @@ SPARE_POSITIONS = 1
 """Rotary rows and KV positions behind an engine's capacity, for padded passes of the runtime."""
 
 
-KV_TYPES = {"fp32": "float32", "int8": "int8"}
-"""Number format of keys and values that are kept -> NumPy's name of it."""
+KV_TYPES = {"auto": "float32", "int8": "int8"}
+"""Number format of keys and values that are kept -> NumPy's name of it in the `ort` backend."""
 
 
 class Precision(Model):
@@ -194,7 +194,7 @@ class Precision(Model):
         vision: Of the vision tower's weights.
         language: Of the language model's and the text head's.
         overrides: Part or beginning of a layer's name -> another format; a later one counts.
-        kv: Of the keys and values that are kept.
+        kv: Of the keys and values that are kept; "auto" is what is computed in.
         int4_block: Inputs that share a scale in int4 and int8_wo.
         activations: Of what is computed between products, "fp32" or "bf16"; a CPU without bfloat16
             computes in float32 instead.
@@ -203,7 +203,7 @@ class Precision(Model):
     vision: str
     language: str
     overrides: dict[str, str] = Field(default_factory=dict)
-    kv: str = "fp32"
+    kv: str = "auto"
     int4_block: int = 128
     activations: str = "fp32"
 
@@ -219,7 +219,7 @@ class Precision(Model):
 
     def __str__(self) -> str:
         """Return it as `build --precision` takes it, but for calibration."""
-        others = {**self.overrides, **({} if self.kv == "fp32" else {"kv": self.kv})}
+        others = {**self.overrides, **({} if self.kv == "auto" else {"kv": self.kv})}
         changed = "".join(f",{part}={of}" for part, of in others.items())
         return f"{self.vision}/{self.language}{changed}"
 

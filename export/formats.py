@@ -49,13 +49,13 @@ class Choice:
         vision: Of the vision tower.
         language: Of the language model and its text head.
         overrides: (part or beginning of a layer's name, precision); a later one counts.
-        kv: Number format of the keys and values that are kept.
+        kv: Number format of the keys and values that are kept; "auto" is what is computed in.
     """
 
     vision: str
     language: str
     overrides: tuple[tuple[str, str], ...] = ()
-    kv: str = "fp32"
+    kv: str = "auto"
 
     def of(self, module: str, depth: int) -> str:
         """Return a layer's precision in a model whose vision tower has `depth` blocks."""
@@ -76,7 +76,7 @@ class Choice:
 
     def __str__(self) -> str:
         """Return it as `read_choice` takes it, whatever name was short for it."""
-        others = (*self.overrides, *([(KV, self.kv)] if self.kv != "fp32" else []))
+        others = (*self.overrides, *([(KV, self.kv)] if self.kv != "auto" else []))
         changes = "".join(f",{part}={precision}" for part, precision in others)
         return f"{self.vision}/{self.language}{changes}"
 
@@ -84,7 +84,7 @@ class Choice:
     def is_calibrated(self) -> bool:
         """Whether it can be had only with a calibration."""
         chosen = {precision for _, precision in self.named()}
-        return self.kv != "fp32" or not chosen.isdisjoint(NUMBER_FORMATS)
+        return self.kv != "auto" or not chosen.isdisjoint(NUMBER_FORMATS)
 
 
 def read_choice(text: str) -> Choice:
@@ -97,7 +97,7 @@ def read_choice(text: str) -> Choice:
     vision, _, language = base.partition("/")
     if not language:
         vision, language = PRECISIONS.get(base, (base, base))
-    kv, overrides = "fp32", []
+    kv, overrides = "auto", []
     for change in changes:
         part, _, precision = change.partition("=")
         if part == KV and precision:

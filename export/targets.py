@@ -15,6 +15,7 @@ CPU_PRECISIONS = (*X86_PRECISIONS, "int8_wo")
 AMPERE = ("fp16", "int8", "int8_sq", "int8_wo", "int4", "int4_awq")
 ADA = (*AMPERE, "fp8")
 BLACKWELL = (*ADA, "nvfp4")
+KV_FP8 = ("auto", "int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,26 @@ class Target:
     memory_gib: int | None
     precisions: tuple[str, ...]
     backend: str
-    kv: tuple[str, ...] = ("fp16", "int8")
+    kv: tuple[str, ...] = ("auto", "int8")
     """Legal number formats of keys and values that are kept."""
 
 
 TARGETS = {
-    "cpu": Target("any CPU, ONNX Runtime", None, None, CPU_PRECISIONS, "ort", ("fp32", "int8")),
-    "x86": Target("x86-64 CPU, OpenVINO", None, None, X86_PRECISIONS, "openvino", ("fp32",)),
+    "cpu": Target("any CPU, ONNX Runtime", None, None, CPU_PRECISIONS, "ort"),
+    "x86": Target("x86-64 CPU, OpenVINO", None, None, X86_PRECISIONS, "openvino", ("auto",)),
     "orin-nano-8": Target("Jetson Orin Nano 8 GB", 87, 8, AMPERE, "tensorrt"),
     "orin-nx-8": Target("Jetson Orin NX 8 GB", 87, 8, AMPERE, "tensorrt"),
     "orin-nx-16": Target("Jetson Orin NX 16 GB", 87, 16, AMPERE, "tensorrt"),
     "agx-orin-32": Target("Jetson AGX Orin 32 GB", 87, 32, AMPERE, "tensorrt"),
     "agx-orin-64": Target("Jetson AGX Orin 64 GB", 87, 64, AMPERE, "tensorrt"),
-    "agx-thor": Target("Jetson AGX Thor 128 GB", 110, 128, BLACKWELL, "tensorrt"),
-    "drive-thor": Target("DRIVE AGX Thor", 110, None, BLACKWELL, "tensorrt"),
+    "agx-thor": Target("Jetson AGX Thor 128 GB", 110, 128, BLACKWELL, "tensorrt", KV_FP8),
+    "drive-thor": Target("DRIVE AGX Thor", 110, None, BLACKWELL, "tensorrt", KV_FP8),
     "rtx-sm86": Target("GeForce RTX 30, A10, A40", 86, None, AMPERE, "tensorrt"),
-    "rtx-sm89": Target("GeForce RTX 40, L4, L40", 89, None, ADA, "tensorrt"),
-    "rtx-sm120": Target("GeForce RTX 50, RTX PRO Blackwell", 120, None, BLACKWELL, "tensorrt"),
-    "h100": Target("H100 80 GB", 90, 80, ADA, "tensorrt"),
+    "rtx-sm89": Target("GeForce RTX 40, L4, L40", 89, None, ADA, "tensorrt", KV_FP8),
+    "rtx-sm120": Target(
+        "GeForce RTX 50, RTX PRO Blackwell", 120, None, BLACKWELL, "tensorrt", KV_FP8
+    ),
+    "h100": Target("H100 80 GB", 90, 80, ADA, "tensorrt", KV_FP8),
 }
 
 BUILDABLE_BACKENDS = ("ort", "openvino")

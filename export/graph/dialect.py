@@ -49,7 +49,7 @@ class Formats:
 
     of: Callable[[str], str]
     int4_block: int = 128
-    kv: str = "fp32"
+    kv: str = "auto"
     ranges: Ranges | None = None
 
     @classmethod
