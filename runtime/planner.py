@@ -276,6 +276,10 @@ class Planner:
         """Return the logits [m, num_actions] of states [m, hidden]."""
         return self._language.action_logits(states)
 
+    def logits(self, states: Float) -> Float:
+        """Return the logits [m, vocabulary] of states [m, hidden]."""
+        return self._language.logits(states)
+
     def require_possible(self, **options: Unpack[DecodingOptions]) -> None:
         """Refuse what this engine cannot answer; cheap, so call it before any work.
 

@@ -25,12 +25,15 @@ class Observation:
         features: [visual tokens, hidden] of all cameras, in the order of the prompt.
         action_logits: [num_poses, num_actions] that the given answer's actions are chosen from.
             (Not the states before: a calibrated engine has them in a basis of its own.)
+        text_logits: [n, vocabulary] that the given answer's text before the actions is chosen
+            from; n is 0 where it does not reason.
     """
 
     trajectory: NDArray[np.float64]
     decoded: Decoded
     features: Float
     action_logits: Float
+    text_logits: Float
 
 
 def observe(
@@ -54,12 +57,14 @@ def observe(
     )
     answer = given or decoded
     first, count = answer.first_action, len(answer.action_ids)
-    states = planner.states_before(prompted, answer.output_ids[: first + count])[first:]
+    states = planner.states_before(prompted, answer.output_ids[: first + count])
+    reasoned = first if answer.thinking_tokens else 0
     return Observation(
         trajectory=planner.trajectory(decoded),
         decoded=decoded,
         features=_features(planner, prompted),
-        action_logits=planner.action_logits(states),
+        action_logits=planner.action_logits(states[first:]),
+        text_logits=planner.logits(states[:reasoned]) if reasoned else np.zeros((0, 0), np.float32),
     )
 
 

@@ -72,6 +72,9 @@ def scene_record(
         record["reasoning_differs_at"] = first_difference(ours, theirs)
     if (p := reference.decoded.p_slow) is not None and seen.decoded.p_slow is not None:
         record["decision_kl"] = choice_divergence(p, seen.decoded.p_slow)
+    if len(reference.text_logits):
+        differ = divergence(reference.text_logits, seen.text_logits)
+        record["text_kl"] = float(differ.mean())
     record["action_kl"] = divergence(reference.action_logits, seen.action_logits).tolist()
     chosen, expected = (of.action_logits.argmax(axis=-1) for of in (seen, reference))
     record["same_action"] = (chosen == expected).tolist()

@@ -53,9 +53,9 @@ def _against(records: Sequence[Record]) -> Record:
     kl = np.array([record["action_kl"] for record in records])
     found["action_kl"] = _spread(kl.mean(axis=1))
     found["action_kl_by_step"] = kl.mean(axis=0).round(6).tolist()
-    decided = [record["decision_kl"] for record in records if "decision_kl" in record]
-    if decided:
-        found["decision_kl"] = _spread(decided)
+    for name in ("decision_kl", "text_kl"):
+        if values := [record[name] for record in records if name in record]:
+            found[name] = _spread(values)
     reasoned = [record for record in records if "reasoning_tokens" in record]
     if reasoned:
         found["reasoning"] = _reasoning(reasoned)

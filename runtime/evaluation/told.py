@@ -42,9 +42,9 @@ def agreement_told(against: Record) -> dict[str, str]:
         "same action, given the reference's answer": _percent(against["same_action"]),
         "KL of actions": interval_text(against["action_kl"]["mean"], " nats"),
     }
-    if "decision_kl" in against:
-        mean = against["decision_kl"]["mean"]
-        told["KL of the choice of mode"] = interval_text(mean, " nats")
+    for name, what in {"decision_kl": "the choice of mode", "text_kl": "reasoning's text"}.items():
+        if name in against:
+            told[f"KL of {what}"] = interval_text(against[name]["mean"], " nats")
     if "reasoning" in against:
         reasoning = against["reasoning"]
         who = f"of {reasoning['scenes']} scenes that both reason in"
