@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,12 +31,14 @@ class BuildGate:
         sensor_root: Root of their paths.
         reference: Folder of the engine that it is compared with.
         limits: By name (`read_limits`).
+        report: Writes more files into the bundle's folder.
     """
 
     scenes: Path
     sensor_root: Path
     reference: Path
     limits: dict[str, float]
+    report: Callable[[Path], None] = lambda _folder: None
 
     def __call__(self, building: Path) -> Quality:
         """Judge a bundle, and write the report into its folder.
@@ -51,6 +53,7 @@ class BuildGate:
                 records = list(evaluate(evaluation, scene_files(self.scenes), Path(lines)))
             finally:
                 close_engines()
+        self.report(building)
         _, checks = conclude(evaluation, self.scenes, records, self.limits, building)
         reference = load_bundle(self.reference)
         return Quality(

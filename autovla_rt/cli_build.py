@@ -67,7 +67,8 @@ PrecisionName = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="fp32; int8, int4: rounded; int8_sq, int4_awq: calibrated. Or VISION/LANGUAGE.",
+        help="fp32; int8, int8_wo, int4: rounded; int8_sq, int4_awq: calibrated. Or "
+        "VISION/LANGUAGE, and PART=PRECISION,... behind it.",
     ),
 ]
 Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
@@ -194,7 +195,9 @@ def build(
     add_action_tokens: AddActionTokens = False,
     add_vision_id: AddVisionId = False,
     target: TargetName = "cpu",
-    precision: PrecisionName = "int8",
+    precision: Annotated[
+        str | None, typer.Option(help="As for `export`; or --fit, --max-ade-increase [int8].")
+    ] = None,
     int4_block: Block = 128,
     frame_size: FrameSize = None,
     kv_capacity: Capacity = 2048,
@@ -210,14 +213,32 @@ def build(
     gate: Annotated[
         str | None, typer.Option(help="Limits NAME=NUMBER,... over the defaults (see `eval`).")
     ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            help="latency=MS,memory=MIB of a request on this machine: choose the precision of each "
+            "part that is closest to the reference within them."
+        ),
+    ] = None,
+    max_ade_increase: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="As a share: choose the fastest precisions that keep it, and the gate."
+        ),
+    ] = None,
     note: Annotated[list[str] | None, typer.Option(help="Remark kept in the bundle.")] = None,
 ) -> None:
     """Build an engine bundle: export, quantize, judge on scenes if given, write atomically.
 
     A bundle that does not pass is written, too, and says so; the exit code is 15 then.
     """
-    if scenes is None and (sensor_root, against, gate) != (None, None, None):
-        raise typer.BadParameter("--sensor-root, --against and --gate go with --scenes")
+    is_fitted = fit is not None or max_ade_increase is not None
+    if scenes is None and (is_fitted or (sensor_root, against, gate) != (None, None, None)):
+        raise typer.BadParameter(
+            "--sensor-root, --against, --gate, --fit and --max-ade-increase go with --scenes"
+        )
+    if is_fitted and precision is not None:
+        raise typer.BadParameter("--fit and --max-ade-increase choose the precision themselves")
     if scenes is not None and sensor_root is None:
         raise typer.BadParameter("--scenes needs --sensor-root: the folder its paths start from")
     from autovla_rt.export.build import build_engine
@@ -227,8 +248,17 @@ def build(
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
     sizes, notes = _frame_sizes(frame_size), tuple(note or ())
+    if is_fitted:
+        precision = "fp32" if calibration is None else "int8_sq"  # of what is checked first
     settings = Settings(
-        out.resolve().name, target, precision, int4_block, kv_capacity, sizes, notes, calibration
+        out.resolve().name,
+        target,
+        precision or "int8",
+        int4_block,
+        kv_capacity,
+        sizes,
+        notes,
+        calibration,
     )
     quality = None
     with _opened(files, settings) as model, ExportProgress() as progress:
@@ -236,14 +266,27 @@ def build(
             build_engine(model, settings, out, progress)
         else:
             require_library("matplotlib", "--scenes")
+            from dataclasses import replace
+
             from autovla_rt.build_gate import BuildGate, reference_engine
+            from autovla_rt.fit import Bench, fit_folder, search
+            from autovla_rt.fit_report import print_fit, write_report
+            from autovla_rt.precision_search import read_wish
             from autovla_rt.runtime.evaluation.gate import read_limits
             from autovla_rt.runtime.evaluation.run import scene_files
 
-            limits = read_limits(gate)
+            limits, wish = read_limits(gate), read_wish(fit)
+            if max_ade_increase is not None:
+                limits["ade_increase"] = max_ade_increase
             scene_files(scenes)
             with reference_engine(model, settings, against, out, progress) as reference:
                 judge = BuildGate(scenes, sensor_root, reference, limits)
+                if is_fitted:
+                    bench = Bench(model, settings, judge, fit_folder(out), progress)
+                    found = search(bench, settings, wish, limits)
+                    print_fit(found)
+                    judge = replace(judge, report=lambda folder: write_report(folder, found, wish))
+                    settings = settings.with_precision(found.chosen.precision)
                 quality = build_engine(model, settings, out, progress, judge).quality
     _log(f"engine bundle: {out}")
     if quality is not None and not quality.passed:

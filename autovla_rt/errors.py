@@ -89,3 +89,9 @@ class GateError(AutovlaError):
     """An engine's plans differ from its reference's by more than the gate allows."""
 
     exit_code = 15
+
+
+class FitError(AutovlaError):
+    """No combination of precisions is as fast, small and close to the reference as was asked."""
+
+    exit_code = 16

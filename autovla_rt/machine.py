@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, STATUS = Path("/sys/fs/cgroup"), Path("/proc/self/status")
 
 FEATURES = {
     "AVX2": ("avx2",),
@@ -48,6 +49,18 @@ def this_machine() -> Machine:
     """Look at this one."""
     cpuinfo = CPUINFO.read_text() if CPUINFO.exists() else ""
     return Machine(platform.machine(), usable_cores(), cpu_features(cpuinfo), free_memory())
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process had in memory, as the kernel counts them.
+
+    Not `getrusage`, whose figure begins with that of the process which started this one.
+    """
+    status = STATUS.read_text() if STATUS.exists() else ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def usable_cores() -> int:

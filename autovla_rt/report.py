@@ -135,7 +135,7 @@ def print_bundle(bundle: Bundle) -> None:
     for name, record in manifest.files.items():
         files.add_row(_plain(name), _size(record.size), record.sha256[:16])
     files.add_row("sum", _size(sum(record.size for record in manifest.files.values())))
-    _print(table, files)
+    print_tables(table, files)
 
 
 def _verdict(quality: Quality | None) -> str:
@@ -180,7 +180,7 @@ def print_plan(plan: Plan) -> None:
     for numeric in (poses, stages):
         for column in numeric.columns[numeric is stages :]:
             column.justify = "right"
-    _print(table, poses, stages)
+    print_tables(table, poses, stages)
 
 
 def _board(board: dict[str, Any] | None) -> dict[str, str]:
@@ -240,7 +240,7 @@ def print_profile(report: dict[str, Any]) -> None:
     for numeric in (stages, calls):
         for column in numeric.columns[1:]:
             column.justify = "right"
-    _print(table, stages, calls)
+    print_tables(table, stages, calls)
 
 
 def print_evaluation(report: dict[str, Any]) -> None:
@@ -269,7 +269,7 @@ def print_evaluation(report: dict[str, Any]) -> None:
         for row in checks_told(report["gate"]):
             checks.add_row(*row)
         tables.append(checks)
-    _print(*tables)
+    print_tables(*tables)
 
 
 def print_drive(record: dict[str, Any], out: Path) -> None:
@@ -293,7 +293,7 @@ def print_drive(record: dict[str, Any], out: Path) -> None:
         "written to": str(out),
     }.items():
         table.add_row(key, printable(value))
-    _print(table)
+    print_tables(table)
 
 
 def printable(text: str) -> str:
@@ -324,7 +324,8 @@ def _pairs(title: str) -> Table:
     return table
 
 
-def _print(*tables: Table) -> None:
+def print_tables(*tables: Table) -> None:
+    """Print tables, one below the other."""
     console = Console()
     for table in tables:
         console.print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autovla_rt.config import CAMERAS, Precision, is_vision
@@ -51,6 +51,11 @@ class Settings:
         """Of the target's backend."""
         return dialect_of(TARGETS[self.target].backend)
 
+    def with_precision(self, precision: str) -> Settings:
+        """Return the same in another precision, without the calibration where it needs none."""
+        changed = replace(self, precision=precision)
+        return changed if changed.choice.is_calibrated else replace(changed, calibration=None)
+
     @property
     def choice(self) -> Choice:
         """Precision of each part, calibrated or not."""
@@ -61,7 +66,8 @@ class Settings:
         """Number format of each part."""
         choice = self.choice
         language = number_format(choice.language)
-        in_bf16 = language != "fp32" and TARGETS[self.target].backend == "openvino"
+        others = [of for part, of in choice.overrides if not is_vision(part)]
+        in_bf16 = {language, *others} != {"fp32"} and TARGETS[self.target].backend == "openvino"
         return Precision(
             vision=number_format(choice.vision),
             language=language,

@@ -10,8 +10,8 @@ WORKING_BYTES = 300 << 20
 """Libraries and what activations take beside the weights' share."""
 
 GRAPH_WEIGHTS = ".bin"
-KV_BYTES = 4
-"""Of a number in the KV cache; 2 with bfloat16, which not every CPU has."""
+KV_BYTES = {"auto": 4, "int8": 1}
+"""Of a number in the KV cache; with bfloat16, which not every CPU has, it is 2 and not 4."""
 
 PEAK = 1.3
 """Bytes at the peak for a byte of weights (measured: bench/README.md)."""
@@ -29,7 +29,12 @@ def needed_memory(bundle: Bundle) -> int:
     heads = sum(size for name, size in sizes.items() if name.endswith("head.safetensors"))
     language = manifest.geometry.language
     row = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
-    return int(PEAK * weights) + heads + row * manifest.kv_capacity * KV_BYTES + WORKING_BYTES
+    return (
+        int(PEAK * weights)
+        + heads
+        + row * manifest.kv_capacity * KV_BYTES[manifest.precision.kv]
+        + WORKING_BYTES
+    )
 
 
 def require_memory(bundle: Bundle) -> None:
