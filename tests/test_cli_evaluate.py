@@ -4,7 +4,11 @@ import csv
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +27,7 @@ MINIATURE = REPO / "calib_data" / "miniature"
 SENSORS = MINIATURE / "sensors"
 SIZE = ("--frame-size", "392x224")
 COUNT = 6
+FEW = ("--gate", "scenes=1")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def options(scenes):
 
 def test_an_engine_against_the_truth_and_another_one(invoke, engines, scenes, tmp_path):
     words = [*options(scenes), "--engine", engines / "int8", "--against", engines / "fp32"]
-    report = invoke.json("eval", *words, "--out", tmp_path / "e", "--gate", "", "--json")
+    report = invoke.json("eval", *words, "--out", tmp_path / "e", *FEW, "--json")
     summary = report["summary"]
     assert summary["scenes"] == COUNT
     assert set(summary["truth"]) == {f"{of}_{h}s" for of in ("ade", "fde") for h in (1, 3, 5)}
@@ -176,7 +181,7 @@ def test_wrong_options_are_refused_before_any_work(invoke, engines, scenes, tmp_
 
 def test_a_build_is_judged_and_keeps_the_report(invoke, demo, engines, scenes, tmp_path):
     out = tmp_path / "engine"
-    words = [*demo.build_options, *SIZE, *options(scenes), "--out", out]
+    words = [*demo.build_options, *SIZE, *options(scenes), *FEW, "--out", out]
     code, _, said = invoke("build", *words)
     assert code == 0, said
     bundle = load_bundle(out, verify=True)
@@ -218,11 +223,44 @@ def test_a_swapped_gate_and_up_projection_does_not_pass(invoke, demo, engines, s
 def gated(invoke, checkpoint, engines, scenes, out):
     """Build what must not pass: it is written, and says so."""
     words = [*checkpoint.build_options, *SIZE, *options(scenes), "--against", engines / "fp32"]
-    said = invoke.refused(15, "build", *words, "--out", out)
+    said = invoke.refused(15, "build", *words, *FEW, "--out", out)
     assert "expected plans within the gate" in said
     bundle = load_bundle(out)
-    assert not bundle.manifest.quality.passed
+    quality = bundle.manifest.quality
+    assert not quality.passed
+    assert quality.measured["scenes"] >= quality.limits["scenes"]
     assert not json.loads(bundle.path("evaluation.json").read_text())["gate"]["passed"]
+
+
+def test_too_few_scenes_prove_nothing(invoke, engines, scenes, tmp_path):
+    words = [*options(scenes), "--engine", engines / "fp32", "--against", engines / "fp32"]
+    code, _, said = invoke("eval", *words, "--gate", "", "--out", tmp_path / "e")
+    assert code == 15
+    assert "scenes 6, limit 50" in said
+
+
+def test_processes_end_with_the_one_that_started_them(engines, scenes, tmp_path):
+    words = [*options(scenes), "--engine", engines / "int8", "--processes", 2]
+    command = [sys.executable, "-m", "autovla_rt", "eval", *words, "--out", tmp_path / "e"]
+    with subprocess.Popen([*map(str, command)], stderr=subprocess.DEVNULL) as started:
+        workers = wait_for(lambda: len(found := children(started.pid)) >= 3 and found)
+        started.kill()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def children(pid):
+    """Return the processes that a process started (two workers and multiprocessing's tracker)."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.05)
+    raise AssertionError("did not come about")
 
 
 def test_gate_options_without_scenes_are_refused(invoke, demo, tmp_path):

@@ -29,6 +29,12 @@ class Limit:
 
 
 LIMITS = {
+    "scenes": Limit(
+        50,
+        at_most=False,
+        meaning="scenes that were compared: means over fewer say little",
+        read=lambda summary: summary["against"]["scenes"],
+    ),
     "ade_increase": Limit(
         0.05,
         at_most=True,

@@ -8,14 +8,16 @@ whose machines see the same paths; each process opens its own engines.
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
-from threading import current_thread, main_thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 from autovla_rt.bundle import load_bundle
@@ -197,8 +199,25 @@ def _spread(
     elif processes == 1:
         yield from (evaluate_scene(evaluation, scene) for scene in scenes)
     else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        context = get_context("spawn")
+        with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
             yield from pool.map(evaluate_scene, [evaluation] * len(scenes), scenes)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however it ended.
+
+    A pool's workers wait for work for ever where nobody is left to send it.
+    """
+    parent = parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _on_ray(evaluation: Evaluation, scenes: Iterable[Path], address: str) -> Iterator[Record]:

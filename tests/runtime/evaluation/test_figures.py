@@ -118,11 +118,12 @@ def test_without_truth_or_reference_their_figures_are_missing():
 
 def test_the_gate_holds_each_limit_on_its_own_side():
     summary = summarise([line("a", 1.03, 1.0), line("b", 2.0, 2.0)])
-    limits = read_limits("language_cosine=0.8")
+    limits = read_limits("language_cosine=0.8,scenes=2")
     checks = {check.name: check for check in judge(summary, limits)}
     assert list(checks) == list(LIMITS)
     assert all(check.passed for check in checks.values())
     for name, tight in {
+        "scenes": 3,
         "ade_increase": 0.009,
         "apart": 0.014,
         "action_kl": 0.019,
@@ -147,7 +148,7 @@ def test_a_figure_that_scenes_do_not_have_does_not_count():
 
 @pytest.mark.parametrize("text", ["ade=1", "ade_increase", "ade_increase=much", "=1"])
 def test_limits_that_are_none_are_refused(text):
-    with pytest.raises(InputError, match="expected NAME=NUMBER with one of the names ade_increase"):
+    with pytest.raises(InputError, match="expected NAME=NUMBER with one of the names scenes, ade_increase"):
         read_limits(text)
 
 
