@@ -151,7 +151,7 @@ class Bench:
                 self._progress.advance(1)
             close_engines()
             summary = summarise(records)
-            ms, mib = _in_its_own_process(engine, self._scenes[0], self._sensor_root)
+            ms, mib = measure_speed(engine, self._scenes[0], self._sensor_root)
         finally:
             close_engines()
             for made in (engine, lines):
@@ -272,8 +272,8 @@ def _nothing_fits(
     return "\n".join(lines)
 
 
-def _in_its_own_process(engine: Path, scene: Path, sensor_root: Path) -> tuple[float, float]:
-    """Return milliseconds of a request and MiB of a process that does nothing else."""
+def measure_speed(engine: Path, scene: Path, sensor_root: Path) -> tuple[float, float]:
+    """Return milliseconds of a fast plan, median, and MiB of a process that does nothing else."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_speed, engine, scene, sensor_root).result()
 

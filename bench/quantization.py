@@ -1,13 +1,16 @@
 """What each precision costs the miniature's driving, calibrated on scenes or on placeholders.
 
-    python bench/quantization.py OUT [--scenes 500] [--calibration 32] [--processes 2]
+    python bench/quantization.py OUT [--scenes 500] [--calibration 32] [--processes 2] [--rounds 3]
+                                 [--layers]
 
 Writes scenes of seeds that neither training nor any other measurement uses, calibrates on some of
 them and on placeholders (frames of noise, a text that says nothing), builds every engine and
 evaluates each against the fp32 engine on the others. The same once more for the same model with
 outliers: a few channels of every layer's inputs made 64 times as large and the weights that read
 them as much smaller, which changes nothing in float32 and is how large models look (SmoothQuant,
-section 3). What OUT has already is kept.
+section 3). What OUT has already is kept. Engines are timed in rounds, each in its turn; --rounds 0
+where the machine is not idle. --layers tells instead what each block of the vision tower and each
+layer of the language model loses when it alone is quantized.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from autovla_rt.export.calibration.groups import language_groups, vision_groups
 from autovla_rt.export.calibration.rescaled_weights import RescaledWeights
 from autovla_rt.export.open_model import open_model
 from autovla_rt.export.weight_source import HEAD
+from autovla_rt.fit import measure_speed
 from autovla_rt.runtime.scene import PATH_KEYS
 
 Record = dict[str, Any]
@@ -44,12 +49,17 @@ OUTLIERS, OUTLIER = 4, 64.0
 PLAIN, WITH_OUTLIERS = "plain", "outliers"
 ENGINES = {
     "fp32": (PLAIN, "cpu", "fp32", None),
+    "int8_wo": (PLAIN, "cpu", "int8_wo", None),
     "int8": (PLAIN, "cpu", "int8", None),
     "int8_sq": (PLAIN, "cpu", "int8_sq", "scenes"),
     "int8_sq, placeholders": (PLAIN, "cpu", "int8_sq", "placeholders"),
     "int4": (PLAIN, "cpu", "int4", None),
     "int4_awq": (PLAIN, "cpu", "int4_awq", "scenes"),
     "int4_awq, placeholders": (PLAIN, "cpu", "int4_awq", "placeholders"),
+    "int8_sq, kv in int8": (PLAIN, "cpu", "int8_sq,kv=int8", "scenes"),
+    "int4_awq, attention in int8_sq": (PLAIN, "cpu", "int4_awq,attention=int8_sq", "scenes"),
+    "int4_awq, MLP in int8_sq": (PLAIN, "cpu", "int4_awq,mlp=int8_sq", "scenes"),
+    "x86 fp32": (PLAIN, "x86", "fp32", None),
     "x86 int8": (PLAIN, "x86", "int8", None),
     "x86 int8_sq": (PLAIN, "x86", "int8_sq", "scenes"),
     "x86 int4": (PLAIN, "x86", "int4", None),
@@ -65,6 +75,7 @@ ENGINES = {
 COLUMNS = (
     "Engine",
     "MB of weights",
+    "fast plan, ms",
     "ADE 5 s, m",
     "increase, %",
     "ADE to fp32's plan, m",
@@ -179,7 +190,7 @@ def evaluate(out: Path, name: str, processes: int) -> Record:
     return report
 
 
-def row(name: str, engine: Path, report: Record) -> str:
+def row(name: str, engine: Path, ms: float, report: Record) -> str:
     """Return a line of the table."""
     against = report["summary"]["against"]
 
@@ -191,6 +202,7 @@ def row(name: str, engine: Path, report: Record) -> str:
     cells = [
         name,
         f"{size:.1f}",
+        f"{ms:.1f}",
         told(report["summary"]["truth"]["ade_5s"]["mean"]),
         told(against["increase"]["ade_5s"]["share"], 100, 1),
         told(against["apart"]["ade_5s"]["mean"]),
@@ -202,6 +214,36 @@ def row(name: str, engine: Path, report: Record) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def speeds(out: Path, names: Sequence[str], count: int) -> dict[str, float]:
+    """Return milliseconds of a fast plan: medians of rounds in which every engine has its turn."""
+    scene = min((out / "evaluation" / "scenes").glob("*.json"))
+    sensors = out / "evaluation" / "sensors"
+    rounds = [
+        {name: measure_speed(engine_folder(out, name), scene, sensors)[0] for name in names}
+        for _ in range(count)
+    ]
+    return {name: float(np.median([of[name] for of in rounds] or [np.nan])) for name in names}
+
+
+def layers(out: Path, scenes: int, processes: int) -> Iterator[str]:
+    """Yield lines that tell what each block of the tower and each layer loses by itself."""
+    model = open_model(model_files(CHECKPOINT))
+    depth, count = model.geometry.vision.depth, model.geometry.language.num_hidden_layers
+    model.checkpoint.close()
+    blocks = ["patch_embed", *(f"blocks.{index}" for index in range(depth)), "merger"]
+    sites = [(f"visual.{name}", "int8_sq") for name in blocks]
+    sites += [(f"model.layers.{index}", "int4_awq") for index in range(count)]
+    for name, precision in sites:
+        engine = f"{name} in {precision}"
+        ENGINES[engine] = (PLAIN, "cpu", f"fp32,{name}={precision}", "scenes")
+    prepare(out, scenes, 0)
+    for name, precision in sites:
+        against = evaluate(out, f"{name} in {precision}", processes)["summary"]["against"]
+        loss = 1 - against["cosine"]["vision"]["mean"]
+        kl = against["action_kl"]["mean"]
+        yield f"| {name} | {precision} | {loss:.1e} | {kl[0]:.5f} ({kl[1]:.5f} to {kl[2]:.5f}) |"
+
+
 def main() -> None:
     """Read the arguments, do what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -209,12 +251,20 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--calibration", type=int, default=32)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="of timing, on an idle machine")
+    parser.add_argument("--layers", action="store_true", help="each layer by itself instead")
     given = parser.parse_args()
+    names = list(ENGINES)
     prepare(given.out, given.scenes, given.calibration)
+    if given.layers:
+        for line in layers(given.out, given.scenes, given.processes):
+            print(line, flush=True)
+        return
+    ms = speeds(given.out, names, given.rounds)
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-    for name in ENGINES:
+    for name in names:
         report = evaluate(given.out, name, given.processes)
-        print(row(name, engine_folder(given.out, name), report), flush=True)
+        print(row(name, engine_folder(given.out, name), ms[name], report), flush=True)
 
 
 if __name__ == "__main__":
