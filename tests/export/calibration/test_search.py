@@ -139,3 +139,46 @@ def test_clipping_is_by_block_and_leaves_what_it_does_not_help():
 def test_rounding_is_what_the_engine_stores():
     rows = np.array([[-8.0, 7, 3.4, 0]], np.float32)
     np.testing.assert_array_equal(int4_rounded(rows, 4), [[-8, 7, 3, 0]])
+
+
+class Counted(Weights):
+    """Two layers, one of them with more rows than losses are compared on."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.matrices["b.weight"] = np.random.default_rng(1).standard_t(4, (rows, K))
+        self.matrices["b.weight"] = self.matrices["b.weight"].astype(np.float32)
+        self.read = []
+
+    def rows(self, name, start, stop):
+        self.read.append((name, start, stop))
+        return super().rows(name, start, stop)
+
+
+@pytest.mark.parametrize("count", [1, 127, 128, 1000, 1024])
+def test_losses_are_compared_on_every_row_of_a_small_layer_once(count):
+    weights = Counted(count)
+    chunks = list(search._searched(weights, group()))
+    np.testing.assert_array_equal(
+        np.concatenate(chunks), np.concatenate(list(weights.matrices.values()))
+    )
+
+
+@pytest.mark.parametrize("count", [1025, 2047, 11008, 151000])
+def test_losses_are_compared_on_a_thousand_spread_rows_of_a_large_layer(count):
+    weights = Counted(count)
+    list(search._searched(weights, group()))
+    slices = [(start, stop) for name, start, stop in weights.read if name == "b.weight"]
+    assert sum(stop - start for start, stop in slices) == 1024
+    ends = [0, *(edge for pair in slices for edge in pair), count]
+    assert ends == sorted(ends)
+    assert slices[0][0] == 0
+    assert count - slices[-1][1] < 8
+
+
+def test_a_thousand_rows_choose_as_all_would(monkeypatch):
+    weights, rows = Counted(8000), with_outliers()
+    few = rescaling(weights, group(), seen(rows), smooth_quant())
+    monkeypatch.setattr(search, "SEARCHED_SLICES", 10**6)
+    every = rescaling(weights, group(), seen(rows), smooth_quant())
+    np.testing.assert_array_equal(few, every)

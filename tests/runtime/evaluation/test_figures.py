@@ -148,9 +148,7 @@ def test_a_figure_that_scenes_do_not_have_does_not_count():
 
 @pytest.mark.parametrize("text", ["ade=1", "ade_increase", "ade_increase=much", "=1"])
 def test_limits_that_are_none_are_refused(text):
-    with pytest.raises(
-        InputError, match="with one of the names scenes, ade_increase"
-    ):
+    with pytest.raises(InputError, match="with one of the names scenes, ade_increase"):
         read_limits(text)
 
 
