@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,13 @@ class Measurement:
     Attributes:
         precision: As --precision takes it.
         figures: What the search goes by.
+        bundle_mb: Size of its files.
         summary: Of its evaluation against the reference (`summarise`).
     """
 
     precision: str
     figures: Figures
+    bundle_mb: float
     summary: Record
 
 
@@ -152,12 +154,13 @@ class Bench:
             close_engines()
             summary = summarise(records)
             ms, mib = measure_speed(engine, self._scenes[0], self._sensor_root)
+            size = sum(path.stat().st_size for path in engine.iterdir() if path.is_file()) / 1e6
         finally:
             close_engines()
             for made in (engine, lines):
                 shutil.rmtree(made, ignore_errors=True)
-        measurement = Measurement(precision, Figures(loss_of(records), ms, mib), summary)
-        line = {"precision": precision, "figures": measurement.figures, "summary": summary}
+        measurement = Measurement(precision, Figures(loss_of(records), ms, mib), size, summary)
+        line = asdict(measurement)
         with (self._folder / MEASUREMENTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return measurement
@@ -307,8 +310,6 @@ def _read(path: Path, identity: Record) -> dict[str, Measurement]:
         )
     write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return {
-        line["precision"]: Measurement(
-            line["precision"], Figures(*line["figures"]), line["summary"]
-        )
+        line["precision"]: Measurement(**{**line, "figures": Figures(*line["figures"])})
         for line in lines[1:]
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from autovla_rt.bootstrap import interval_text
 from autovla_rt.fit import Found, Measurement
 from autovla_rt.output_file import write_file
 from autovla_rt.precision_search import Candidate, Figures, Wish, pareto
@@ -29,7 +30,17 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 REPORT, TABLE, PAGE = "fit.json", "fit.csv", "fit.html"
-ALONE = ("part", "precision", "loss, nats", "ms", "MiB", "ADE 5 s, increase", "same action")
+ALONE = (
+    "part",
+    "precision",
+    "loss, nats",
+    "ms",
+    "MiB",
+    "MB on disk",
+    "ADE 5 s, increase",
+    "same mode",
+    "same action",
+)
 FRONT = ("precision", "loss, nats", "ms", "MiB", "")
 NAMES = ("loss", "ms", "mib")
 
@@ -102,8 +113,16 @@ def _figures(figures: Figures) -> list[str]:
 def _driving(measurement: Measurement) -> list[str]:
     against = measurement.summary["against"]
     share = against.get("increase", {}).get("ade_5s", {}).get("share")
-    told = "" if share is None else f"{100 * share[0]:+.1f} %"
-    return [told, f"{100 * against['same_action'][0]:.1f} %"]
+    return [
+        f"{measurement.bundle_mb:.1f}",
+        "" if share is None else _percent(share),
+        _percent(against["same_mode"]),
+        f"{100 * against['same_action'][0]:.1f} %",
+    ]
+
+
+def _percent(values: Sequence[float]) -> str:
+    return interval_text([100 * value for value in values], " %")
 
 
 def _named(figures: Figures) -> dict[str, float]:
@@ -115,6 +134,7 @@ def _measured(measurement: Measurement) -> Record:
     return {
         "precision": measurement.precision,
         **_named(measurement.figures),
+        "bundle_mb": round(measurement.bundle_mb, 1),
         "increase": against.get("increase"),
         "same_mode": against["same_mode"],
         "same_action": against["same_action"],

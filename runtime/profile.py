@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ import numpy as np
 from autovla_rt.bundle import Bundle
 from autovla_rt.config import CAMERAS, FRAMES_PER_CAMERA
 from autovla_rt.errors import InputError
+from autovla_rt.machine import peak_memory
 from autovla_rt.runtime.decoding_options import DEFAULT_THINKING_TOKEN_BUDGET, Mode
 from autovla_rt.runtime.device import describe_device
 from autovla_rt.runtime.draft import Refinement
@@ -188,7 +188,7 @@ def summary(
         "reused_tokens": percentiles([m.reused_tokens for m in measured]),
         "reused_frame_pairs": percentiles([m.reused_pairs for m in measured]),
         "passes_ms": {rows: percentiles(of) for rows, of in sorted(by_rows.items())},
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_memory(),
     }
 
 

@@ -47,7 +47,7 @@ class Sums:
                 "same_action": [1.0, 1.0, 1.0],
             }
         }
-        return Measurement(precision, figures, summary)
+        return Measurement(precision, figures, 1.0, summary)
 
 
 def found(wish, gate="ade_increase=1", **off):
@@ -149,6 +149,7 @@ def test_a_build_chooses_its_precisions_and_keeps_the_report(
     assert (report["combinations"], len(report["alone"])) == (2, 1)
     assert report["chosen"]["measured"]["ms"] > 0
     assert report["chosen"]["measured"]["mib"] > 50
+    assert 1 < report["alone"][0]["bundle_mb"] < 100
     assert "<img" in (out / "fit.html").read_text()
     assert len((out / "fit.csv").read_text().splitlines()) == 3
 

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -53,3 +55,12 @@ def test_cores_are_those_of_the_process():
     finally:
         os.sched_setaffinity(0, allowed)
     assert usable_cores() == len(allowed)
+
+
+def test_the_peak_is_of_this_process_and_not_of_the_one_that_started_it():
+    held = bytearray(600 << 20)
+    told = subprocess.check_output(
+        [sys.executable, "-c", "from autovla_rt.machine import peak_memory; print(peak_memory())"]
+    )
+    assert len(held) < peak_memory()
+    assert 5 << 20 < int(told) < 300 << 20
