@@ -5,7 +5,13 @@ import sys
 import pytest
 
 from autovla_rt import machine
-from autovla_rt.machine import cpu_features, free_memory, this_machine, usable_cores
+from autovla_rt.machine import (
+    cpu_features,
+    free_memory,
+    peak_memory,
+    this_machine,
+    usable_cores,
+)
 
 ZEN4 = "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni\n"
 HASWELL = "flags\t\t: fpu sse4_2 avx2\n"
