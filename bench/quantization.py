@@ -157,7 +157,8 @@ def prepare(out: Path, scenes: int, calibration: int) -> None:
         ("evaluation", scenes, EVALUATION_SEED),
         ("scenes", calibration, CALIBRATION_SEED),
     ):
-        command(f"scenes {out}/{name} --count {count} --seed {seed}")
+        if not (out / name).exists():
+            command(f"scenes {out}/{name} --count {count} --seed {seed}")
     if not (out / "placeholders").exists():
         write_placeholders(out / "placeholders", calibration)
     if not (out / WITH_OUTLIERS).exists():
