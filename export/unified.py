@@ -1,0 +1,94 @@
+"""From a checkpoint and its config to a unified Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import prod
+from pathlib import Path
+
+from autovla_rt.errors import TargetError
+from autovla_rt.export.calibration.calibrated_weights import CalibratedWeights
+from autovla_rt.export.calibration.groups import Group, language_groups, vision_groups
+from autovla_rt.export.calibration.unified_methods import UNIFIED_METHODS
+from autovla_rt.export.emit.unified_checkpoint import emit_checkpoint, linear_layers
+from autovla_rt.export.graph.dialect import Formats
+from autovla_rt.export.opened_model import OpenedModel
+from autovla_rt.export.progress import Progress
+from autovla_rt.export.settings import Settings
+from autovla_rt.export.unified_settings import unified_choice
+from autovla_rt.export.weight_source import WeightSource
+
+
+def export_checkpoint(
+    model: OpenedModel, settings: Settings, folder: Path, progress: Progress
+) -> None:
+    """Write the unified checkpoint into `folder`.
+
+    Raises:
+        TargetError: a layer cannot have the precision that was chosen for it.
+        CalibrationError: the calibration's files are missing or damaged.
+        CheckpointError: a value that stays in float16 does not fit it.
+    """
+    choice = unified_choice(settings)
+    linear = frozenset(linear_layers(model))
+    depth = model.geometry.vision.depth
+
+    def precision_of(module: str) -> str:
+        return choice.of(module, depth) if module in linear else "fp16"
+
+    groups = [*vision_groups(model.geometry.vision), *language_groups(model.geometry.language)]
+    _check_layers(model, groups, precision_of, settings.int4_block)
+    weights: WeightSource = model.weights(progress)
+    formats = Formats(precision_of, settings.int4_block, choice.kv)
+    if settings.calibration is not None:
+        calibrated = CalibratedWeights(
+            weights,
+            groups,
+            settings.calibration,
+            precision_of,
+            settings.int4_block,
+            UNIFIED_METHODS,
+        )
+        progress.stage("rescaling", len(groups))
+        calibrated.fit(model.weights(), progress.advance)
+        weights = calibrated
+        formats = Formats(precision_of, settings.int4_block, choice.kv, calibrated)
+    progress.stage("checkpoint", _elements(model, precision_of))
+    emit_checkpoint(model, weights, formats, folder)
+
+
+def _check_layers(
+    model: OpenedModel,
+    groups: Iterable[Group],
+    precision_of: Callable[[str], str],
+    int4_block: int,
+) -> None:
+    """Refuse precisions that readers cannot have in a layer.
+
+    They fuse layers that read one value into one, and int4 has blocks of whole width.
+    """
+    for group in groups:
+        chosen = {reader: precision_of(reader) for reader in group.readers}
+        if len(set(chosen.values())) > 1:
+            listed = ", ".join(f"{name} in {precision}" for name, precision in chosen.items())
+            raise TargetError(
+                "expected one precision for layers that read one value, which are computed as one, "
+                f"got {listed}.\nChoose the same for all of them."
+            )
+    for layer in linear_layers(model):
+        count, width = model.checkpoint.shape(f"{layer}.weight")
+        if precision_of(layer) == "int4_awq" and (width % int4_block or count % 2):
+            raise TargetError(
+                f"precision int4_awq of {layer}: expected inputs in blocks of {int4_block} and an "
+                f"even number of outputs, got {width} and {count}. Choose another precision for "
+                f"it, as in int4_awq,{layer}=fp16."
+            )
+
+
+def _elements(model: OpenedModel, precision_of: Callable[[str], str]) -> int:
+    """Elements that are read; of fp8 twice, as one scale for all must be known first."""
+    return sum(
+        prod(model.checkpoint.shape(name))
+        * (2 if precision_of(name.removesuffix(".weight")) == "fp8" else 1)
+        for name in model.checkpoint.names
+    )
