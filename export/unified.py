@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -25,9 +26,22 @@ def export_checkpoint(
     """Write the unified checkpoint into `folder`.
 
     Raises:
+        TargetError, CalibrationError: as `unified_weights`.
+        CheckpointError: a value that stays in float16 does not fit it.
+    """
+    weights, formats = unified_weights(model, settings, progress)
+    progress.stage("checkpoint", _elements(model, formats.of))
+    emit_checkpoint(model, weights, formats, folder)
+
+
+def unified_weights(
+    model: OpenedModel, settings: Settings, progress: Progress
+) -> tuple[WeightSource, Formats]:
+    """Return the weights that are quantized, and the precision of every layer.
+
+    Raises:
         TargetError: a layer cannot have the precision that was chosen for it.
         CalibrationError: the calibration's files are missing or damaged.
-        CheckpointError: a value that stays in float16 does not fit it.
     """
     choice = unified_choice(settings)
     linear = frozenset(linear_layers(model))
@@ -38,23 +52,16 @@ def export_checkpoint(
 
     groups = [*vision_groups(model.geometry.vision), *language_groups(model.geometry.language)]
     _check_layers(model, groups, precision_of, settings.int4_block)
-    weights: WeightSource = model.weights(progress)
+    weights = model.weights(progress)
     formats = Formats(precision_of, settings.int4_block, choice.kv)
-    if settings.calibration is not None:
-        calibrated = CalibratedWeights(
-            weights,
-            groups,
-            settings.calibration,
-            precision_of,
-            settings.int4_block,
-            UNIFIED_METHODS,
-        )
-        progress.stage("rescaling", len(groups))
-        calibrated.fit(model.weights(), progress.advance)
-        weights = calibrated
-        formats = Formats(precision_of, settings.int4_block, choice.kv, calibrated)
-    progress.stage("checkpoint", _elements(model, precision_of))
-    emit_checkpoint(model, weights, formats, folder)
+    if settings.calibration is None:
+        return weights, formats
+    calibrated = CalibratedWeights(
+        weights, groups, settings.calibration, precision_of, settings.int4_block, UNIFIED_METHODS
+    )
+    progress.stage("rescaling", len(groups))
+    calibrated.fit(model.weights(), progress.advance)
+    return calibrated, replace(formats, ranges=calibrated)
 
 
 def _check_layers(
