@@ -119,7 +119,7 @@ def export(
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.export.settings import Settings, check_settings
     from autovla_rt.export.unified import export_checkpoint
-    from autovla_rt.export.unified_settings import check_unified
+    from autovla_rt.export.unified_settings import check_unified, unified_choice
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
@@ -147,6 +147,7 @@ def export(
             export_language(model, settings, cameras, folder, progress)
         if part is Part.checkpoint:
             export_checkpoint(model, settings, folder, progress)
+            _log(f"precision (vision tower/language model): {unified_choice(settings)}")
     _log(f"exported to {out}")
 
 
