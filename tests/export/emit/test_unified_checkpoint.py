@@ -21,7 +21,7 @@ from autovla_rt.export.quantize import int8_per_channel
 from autovla_rt.export.settings import Settings
 from autovla_rt.export.unified import export_checkpoint, unified_weights
 
-QUANTIZED = ("int8_sq", "int8_wo", "int4_awq", "fp8", "int8_sq/int4_awq", "fp16,mlp=int4_awq")
+QUANTIZED = ("int8_sq", "int8_wo", "int4_awq", "fp8", "int8_sq/fp8")
 LAYER = "model.layers.1"
 
 
