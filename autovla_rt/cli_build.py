@@ -107,7 +107,8 @@ def export(
 ) -> None:
     """Export the vision encoder or the language backbone as ONNX, without a bundle around it.
 
-    Or all of it as a quantized checkpoint, which TensorRT Edge-LLM and TensorRT-LLM read.
+    Or all of it as a checkpoint in fp16, int8_sq, int8_wo, int4_awq or fp8, which TensorRT Edge-LLM
+    and TensorRT-LLM read; a precision for both towers (int8_sq) leaves vision in fp16 there.
     """
     from autovla_rt.bundle_writer import folder_writer
     from autovla_rt.export.build import (
