@@ -19,6 +19,9 @@ from autovla_rt.export.settings import Settings
 from autovla_rt.export.unified_settings import unified_choice
 from autovla_rt.export.weight_source import WeightSource
 
+INT4_OUTPUTS = 64
+"""Rows that Edge-LLM's int4 kernel packs together (its exporter refuses others)."""
+
 
 def export_checkpoint(
     model: OpenedModel, settings: Settings, folder: Path, progress: Progress
@@ -84,11 +87,12 @@ def _check_layers(
             )
     for layer in linear_layers(model):
         count, width = model.checkpoint.shape(f"{layer}.weight")
-        if precision_of(layer) == "int4_awq" and (width % int4_block or count % 2):
+        if precision_of(layer) == "int4_awq" and (width % int4_block or count % INT4_OUTPUTS):
             raise TargetError(
-                f"precision int4_awq of {layer}: expected inputs in blocks of {int4_block} and an "
-                f"even number of outputs, got {width} and {count}. Choose another precision for "
-                f"it, as in int4_awq,{layer}=fp16."
+                f"precision int4_awq of {layer}: expected inputs in blocks of {int4_block} and "
+                f"outputs in blocks of {INT4_OUTPUTS}, got {width} and {count}.\n"
+                "Choose another precision for it and for the layers that read the same value, as "
+                f"in int4_awq,{layer}=fp16."
             )
 
 

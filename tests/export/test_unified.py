@@ -7,8 +7,8 @@ import pytest
 from demo_engine import RECIPE
 from safetensors import safe_open
 
-from autovla_rt.config import CAMERAS
 from autovla_rt.errors import TargetError
+from autovla_rt.export import unified
 from autovla_rt.export.model_config import read_geometry
 from autovla_rt.export.progress import NoProgress
 from autovla_rt.export.settings import Settings
@@ -184,13 +184,14 @@ def test_a_folder_with_something_in_it_is_not_touched(demo, invoke, tmp_path):
         ("int4_awq", r"int4_awq of model\.layers\.0\.self_attn\.q_proj: .* blocks of 96 .* 256"),
     ],
 )
-def test_layers_that_cannot_have_a_precision_are_named(model, tmp_path, precision, expected):
-    settings = Settings(
-        "c",
-        "rtx-sm89",
-        precision,
-        int4_block=96,
-        frame_sizes=dict.fromkeys(CAMERAS, (392, 224)),
-    )
+def test_layers_that_cannot_have_a_precision_are_named(model, precision, expected):
+    settings = Settings("c", "rtx-sm89", precision, int4_block=96)
     with pytest.raises(TargetError, match=expected):
+        unified_weights(model, settings, NoProgress())
+
+
+def test_outputs_that_int4_cannot_pack_are_named(model, monkeypatch):
+    monkeypatch.setattr(unified, "INT4_OUTPUTS", 384)
+    settings = Settings("c", "rtx-sm89", "int4_awq,attention=fp16,model.layers.0=fp16")
+    with pytest.raises(TargetError, match=r"layers\.1\.mlp\.down_proj: .* blocks of 384, got 768 "):
         unified_weights(model, settings, NoProgress())
