@@ -86,6 +86,13 @@ $(VENV)/base.stamp: pyproject.toml constraints.txt
 	.venv-modelopt/bin/pip install --quiet -r tests/parity/requirements-modelopt.txt
 	touch $@
 
+.venv-edgellm/stamp: tests/parity/requirements-edgellm.txt
+	test -x .venv-edgellm/bin/python || $(PYTHON) -m venv .venv-edgellm
+	.venv-edgellm/bin/pip install --quiet -r tests/parity/requirements-edgellm.txt
+	# It is built for another torch than the CPU's, and cannot be imported beside that.
+	.venv-edgellm/bin/pip uninstall --quiet --yes torchvision
+	touch $@
+
 $(VENV)/dev.stamp: $(VENV)/base.stamp
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,demo,plot,dev]'
 	touch $@

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from autovla_rt.bundle import Quality
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.export.opened_model import OpenedModel
-    from autovla_rt.export.settings import Settings
 
 DEFAULT_FRAME_SIZE = ("1920x1080",)
 SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
@@ -30,6 +29,7 @@ class Part(enum.StrEnum):
     vision = "vision"
     language = "language"
     all = "all"
+    checkpoint = "checkpoint"
 
 
 Checkpoint = Annotated[
@@ -106,7 +106,11 @@ def export(
     kv_capacity: Capacity = 2048,
     calibration: Calibration = None,
 ) -> None:
-    """Export the vision encoder or the language backbone as ONNX, without a bundle around it."""
+    """Export the vision encoder or the language backbone as ONNX, without a bundle around it.
+
+    Or all of it as a checkpoint in fp16, int8_sq, int8_wo, int4_awq or fp8, which TensorRT Edge-LLM
+    and TensorRT-LLM read; a precision for both towers (int8_sq) leaves vision in fp16 there.
+    """
     from autovla_rt.bundle_writer import folder_writer
     from autovla_rt.export.build import (
         camera_layout,
@@ -115,7 +119,9 @@ def export(
         require_calibration,
     )
     from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.export.settings import Settings
+    from autovla_rt.export.settings import Settings, check_settings
+    from autovla_rt.export.unified import export_checkpoint
+    from autovla_rt.export.unified_settings import check_unified, unified_choice
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
@@ -129,8 +135,9 @@ def export(
         sizes,
         calibration=calibration,
     )
+    (check_unified if part is Part.checkpoint else check_settings)(settings)
     with (
-        _opened(files, settings) as model,
+        _opened(files) as model,
         folder_writer(out) as folder,
         ExportProgress() as progress,
     ):
@@ -140,6 +147,9 @@ def export(
             export_vision(model, settings, cameras, folder, progress)
         if part in (Part.language, Part.all):
             export_language(model, settings, cameras, folder, progress)
+        if part is Part.checkpoint:
+            export_checkpoint(model, settings, folder, progress)
+            _log(f"precision (vision tower/language model): {unified_choice(settings)}")
     _log(f"exported to {out}")
 
 
@@ -177,7 +187,7 @@ def calibrate(
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
     chosen = find_scenes(scenes, count, seed)
     settings = Settings(out.resolve().name, frame_sizes=_frame_sizes(frame_size))
-    with _opened(files, settings) as model, ExportProgress() as progress:
+    with _opened(files) as model, ExportProgress() as progress:
         cameras = camera_layout(model, settings)
         prompt = engine_prompt(model, cameras)
         samples = SampleReader(model, cameras, prompt).read(chosen, sensor_root)
@@ -243,7 +253,7 @@ def build(
         raise typer.BadParameter("--scenes needs --sensor-root: the folder its paths start from")
     from autovla_rt.export.build import build_engine
     from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.export.settings import Settings
+    from autovla_rt.export.settings import Settings, check_settings
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
@@ -260,8 +270,9 @@ def build(
         notes,
         calibration,
     )
+    check_settings(settings)
     quality = None
-    with _opened(files, settings) as model, ExportProgress() as progress:
+    with _opened(files) as model, ExportProgress() as progress:
         if scenes is None or sensor_root is None:
             build_engine(model, settings, out, progress)
         else:
@@ -307,13 +318,11 @@ def _not_passed(out: Path, quality: Quality) -> GateError:
 
 
 @contextlib.contextmanager
-def _opened(files: ModelFiles, settings: Settings) -> Iterator[OpenedModel]:
-    """Check the target before any work, open the checkpoint, check that its answers compile."""
+def _opened(files: ModelFiles) -> Iterator[OpenedModel]:
+    """Open the checkpoint and check that its answers compile."""
     from autovla_rt.export.open_model import open_model
-    from autovla_rt.export.settings import check_settings
     from autovla_rt.runtime.grammar import compile_answer
 
-    check_settings(settings)
     _log(f"opening {files.checkpoint}")
     model = open_model(files)
     with contextlib.closing(model.checkpoint):

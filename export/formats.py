@@ -6,8 +6,9 @@ BASE[,PART=FORMAT...], where BASE is a name of `PRECISIONS` or VISION/LANGUAGE, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from autovla_rt.config import is_vision
 from autovla_rt.errors import TargetError
@@ -87,8 +88,10 @@ class Choice:
         return self.kv != "auto" or not chosen.isdisjoint(NUMBER_FORMATS)
 
 
-def read_choice(text: str) -> Choice:
-    """Read a precision as the user writes it.
+def read_choice(
+    text: str, names: Mapping[str, tuple[str, str]] = MappingProxyType(PRECISIONS)
+) -> Choice:
+    """Read a precision as the user writes it; `names` are those of both parts at once.
 
     Raises:
         TargetError: it is not written like one. Whether a target has it is not looked at.
@@ -96,7 +99,7 @@ def read_choice(text: str) -> Choice:
     base, *changes = text.split(",")
     vision, _, language = base.partition("/")
     if not language:
-        vision, language = PRECISIONS.get(base, (base, base))
+        vision, language = names.get(base, (base, base))
     kv, overrides = "auto", []
     for change in changes:
         part, _, precision = change.partition("=")

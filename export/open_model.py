@@ -104,6 +104,7 @@ def _assemble(
         codebook=codebook,
         recipe=_recipe(files),
         use_cot=config.use_cot,
+        base=base,
     )
 
 

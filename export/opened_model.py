@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,10 @@ from autovla_rt.export.weight_source import ModelWeights
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """An opened checkpoint with all that belongs to it."""
+    """An opened checkpoint with all that belongs to it.
+
+    `base` is the Hugging Face folder that config and tokenizer were read from.
+    """
 
     checkpoint: Checkpoint
     geometry: Geometry
@@ -27,6 +31,7 @@ class OpenedModel:
     codebook: NDArray[np.float32]
     recipe: Recipe
     use_cot: bool
+    base: Path
 
     def weights(self, progress: Progress | None = None) -> ModelWeights:
         """Return the checkpoint's weights; `progress` counts what is read."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 INT8_MAX = 127
 INT8_ZERO_POINT = 128
 INT4_ZERO_POINT = 8
+INT4_MAX = 7
+
+FP8_MAX = 448
+"""The largest number of float8 e4m3."""
 
 SMALLEST_SCALE = np.finfo(np.float32).tiny
 """Below it a scale has too few digits to divide by; such weights are as good as zero."""
@@ -73,3 +78,33 @@ def int8_blockwise(
     codes, scale = int8_per_channel(grouped)
     unsigned = (codes.astype(np.int16) + INT8_ZERO_POINT).astype(np.uint8)
     return unsigned.reshape(count, blocks, block), scale.reshape(count, blocks)
+
+
+def int4_symmetric(
+    rows: NDArray[np.float32], block: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize [N, K] to int4 with one scale per `block` consecutive inputs, as ModelOpt does.
+
+    The largest magnitude of a block is mapped to 7 or -7. K must be a multiple of `block`.
+
+    Returns:
+        int8 [N, K] of -7..7 and float32 scales [N, K/block]; weight = code * scale.
+    """
+    grouped = rows.reshape(len(rows), -1, block)
+    scale: NDArray[np.float32] = np.abs(grouped).max(axis=2) / np.float32(INT4_MAX)
+    scale[scale <= SMALLEST_SCALE] = 1
+    codes = np.rint(grouped / scale[:, :, None]).astype(np.int8)
+    return codes.reshape(rows.shape), scale
+
+
+def fp8(rows: NDArray[np.float32], scale: np.float32) -> NDArray[np.generic]:
+    """Quantize to float8 e4m3 with the scale of the whole tensor, largest magnitude / `FP8_MAX`.
+
+    Returns:
+        As many values; weight = value * scale.
+    """
+    # The quotient of the largest may round to more than 448, which this format has no number for.
+    values: NDArray[np.generic] = np.clip(rows / scale, -FP8_MAX, FP8_MAX).astype(
+        ml_dtypes.float8_e4m3fn
+    )
+    return values

@@ -15,7 +15,7 @@ from autovla_rt.export.formats import (
     read_choice,
 )
 from autovla_rt.export.graph.dialect import Dialect, dialect_of
-from autovla_rt.export.targets import TARGETS, Target, check_target
+from autovla_rt.export.targets import TARGETS, Target, check_target, require_buildable
 
 FULL_HD = (1920, 1080)
 
@@ -95,6 +95,7 @@ def check_settings(settings: Settings) -> Target:
                 f"precision {settings.precision}: expected {', '.join(VISION_PRECISIONS)} for the "
                 f"vision tower, as in int8_sq/int4_awq, got {precision!r} for {part}."
             )
+    require_buildable(settings.target)
     if choice.kv not in target.kv:
         raise TargetError(
             f"precision {settings.precision}: expected keys and values (kv) in "

@@ -62,7 +62,7 @@ BUILDABLE_BACKENDS = ("ort", "openvino")
 
 
 def check_target(name: str, precision: str) -> Target:
-    """Return the target if it exists, may compute in `precision` and can be built for.
+    """Return the target if it exists and may compute in `precision`.
 
     Raises:
         TargetError: otherwise, with the legal choices.
@@ -75,14 +75,22 @@ def check_target(name: str, precision: str) -> Target:
             f"precision {precision!r} on {name} ({target.description}{_capability(target)}): "
             f"expected one of {', '.join(target.precisions)}. Choose one with --precision."
         )
+    return target
+
+
+def require_buildable(name: str) -> None:
+    """Refuse an existing target that this version emits no engine for.
+
+    Raises:
+        TargetError: it does not, with the targets that it does.
+    """
+    target = TARGETS[name]
     if target.backend not in BUILDABLE_BACKENDS:
         buildable = [key for key, value in TARGETS.items() if value.backend in BUILDABLE_BACKENDS]
         raise TargetError(
-            f"target {name} ({target.description}) with {precision} is legal, but its backend "
-            f"{target.backend} cannot be built by this version. Expected --target "
-            f"{' or '.join(buildable)}."
+            f"target {name} ({target.description}) is legal, but its backend {target.backend} "
+            f"cannot be built by this version. Expected --target {' or '.join(buildable)}."
         )
-    return target
 
 
 def _capability(target: Target) -> str:

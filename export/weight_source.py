@@ -94,12 +94,15 @@ def matrix_shape(source: WeightSource, modules: tuple[str, ...]) -> tuple[int, i
 
 
 def matrix_chunks(source: WeightSource, modules: tuple[str, ...]) -> Iterator[NDArray[np.float32]]:
-    """Yield consecutive [n, K] float32 chunks of several modules' stacked weights."""
+    """Yield consecutive [n, K] float32 chunks of several modules' stacked weights.
+
+    Only a module's last chunk has an odd number of rows: some formats pack two rows into one.
+    """
     for module in modules:
         name = f"{module}.weight"
         shape = source.shape(name)
         width = int(np.prod(shape[1:]))
-        step = max(1, CHUNK_ELEMENTS // width)
+        step = max(2, CHUNK_ELEMENTS // width // 2 * 2)
         for start in range(0, shape[0], step):
             stop = min(shape[0], start + step)
             yield source.rows(name, start, stop).reshape(stop - start, width)

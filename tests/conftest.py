@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from demo_engine import InProcess, make_demo
+from demo_engine import InProcess, make_demo, run
 from tokenizers import AddedToken, Tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -38,3 +38,15 @@ def demo(tmp_path_factory):
 def invoke(monkeypatch, capsys):
     """The command line in this process."""
     return InProcess(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def calibration(demo, tmp_path_factory):
+    """A calibration of the demo checkpoint on eight scenes, by the command line."""
+    out = tmp_path_factory.mktemp("calibrated") / "calibration"
+    scenes = REPO / "calib_data" / "miniature"
+    given = ("--scenes", scenes / "scenes", "--sensor-root", scenes / "sensors", "--count", "8")
+    size = ("--frame-size", "392x224")
+    done = run("calibrate", *demo.build_options, *given, *size, "--out", out, cache=out.parent)
+    assert done.returncode == 0, done.stderr
+    return out

@@ -28,20 +28,6 @@ SCENES, SENSORS = MINIATURE / "scenes", MINIATURE / "sensors"
 SIZE = ("--frame-size", "392x224")
 
 
-@pytest.fixture(scope="module")
-def calibration(demo, tmp_path_factory):
-    """Eight scenes, by the command line."""
-    import subprocess
-
-    from demo_engine import SCRIPT
-
-    out = tmp_path_factory.mktemp("calibrated") / "calibration"
-    words = [SCRIPT, "calibrate", *demo.build_options, *given(), "--count", "8", "--out", out]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return out
-
-
 def given(scenes=SCENES):
     return ["--scenes", scenes, "--sensor-root", SENSORS, *SIZE]
 

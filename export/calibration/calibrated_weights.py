@@ -42,6 +42,7 @@ class CalibratedWeights(RescaledWeights):
         statistics: Folder of the calibration.
         precision_of: A layer's precision, by its name.
         int4_block: Of int4_awq, whose blocks are clipped.
+        methods: Calibrated precision -> how its channels are rescaled, given the int4 block.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class CalibratedWeights(RescaledWeights):
         statistics: Path,
         precision_of: Callable[[str], str],
         int4_block: int,
+        methods: Mapping[str, Callable[[int], Method]] = METHODS,
     ) -> None:
         super().__init__(source)
+        self._methods = methods
         self._statistics, self._block = statistics, int4_block
         self._groups = list(groups)
         self._precision_of = precision_of
@@ -91,7 +94,8 @@ class CalibratedWeights(RescaledWeights):
         if self._precision_of(module) != "int4_awq":
             return rows
         step, site = self._sites[module]
-        return clipped(rows, self._seen(step)[site].rows / self.read_scale(module), self._block)
+        inputs = self._seen(step)[site].rows / self.read_scale(module)
+        return clipped(rows, inputs, self._block, self._methods["int4_awq"](self._block).weights)
 
     def largest_input(self, module: str) -> Float:
         """[K] max |x| of each channel of a layer's input, as its rescaled weights expect it."""
@@ -111,7 +115,7 @@ class CalibratedWeights(RescaledWeights):
                 f"int4 block {self._block}: expected one that divides the {width} inputs of "
                 f"{site}. Choose one with --int4-block, or another precision."
             )
-        return METHODS[precision](self._block) if precision in METHODS else None
+        return self._methods[precision](self._block) if precision in self._methods else None
 
     def _read_step(self, step: str) -> Mapping[str, LayerInput]:
         return read_statistics(self._statistics / f"{step}.safetensors")

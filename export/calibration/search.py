@@ -152,11 +152,11 @@ def balanced(scale: Float) -> Float:
     return within
 
 
-def clipped(rows: Float, inputs: Float, block: int) -> Float:
+def clipped(rows: Float, inputs: Float, block: int, rounded: Callable[[Float], Float]) -> Float:
     """Clip each block of weights [n, K] where that makes int4 lose least on inputs [R, K].
 
-    A block's loss is d G d, with d what rounding changes and G = XᵀX of the block's inputs, whose
-    rows are weighed as in `rescaling`.
+    `rounded` gives back what int4 makes of weights. A block's loss is d G d, with d what rounding
+    changes and G = XᵀX of the block's inputs, whose rows are weighed as in `rescaling`.
     """
     weight = np.sqrt(row_weights(_squares(inputs))).astype(np.float32)
     inputs = inputs * weight[:, None]
@@ -164,17 +164,18 @@ def clipped(rows: Float, inputs: Float, block: int) -> Float:
     gram = np.einsum("rbi,rbj->bij", *(2 * [inputs.reshape(-1, blocks, block)]), optimize=True)
     pieces = np.array_split(rows, usable_cores())
     with ThreadPoolExecutor(len(pieces)) as pool:
-        return np.concatenate(list(pool.map(lambda piece: _clipped(piece, gram, block), pieces)))
+        found = pool.map(lambda piece: _clipped(piece, gram, block, rounded), pieces)
+        return np.concatenate(list(found))
 
 
-def _clipped(rows: Float, gram: Float, block: int) -> Float:
+def _clipped(rows: Float, gram: Float, block: int, rounded: Callable[[Float], Float]) -> Float:
     count, width = rows.shape
     grouped = rows.reshape(count, -1, block)
     limit = np.abs(grouped).max(axis=2, keepdims=True)
     best, least = rows, np.full((len(gram), count), np.inf)
     for share in (1.0, *SHARES):
         tried = np.clip(grouped, -share * limit, share * limit)
-        lost = int4_rounded(tried.reshape(count, width), block).reshape(grouped.shape) - grouped
+        lost = rounded(tried.reshape(count, width)).reshape(grouped.shape) - grouped
         by_block = lost.transpose(1, 0, 2)
         loss = np.einsum("bni,bni->bn", by_block @ gram, by_block)
         better = (loss < least).T[..., None]

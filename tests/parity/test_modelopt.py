@@ -2,8 +2,9 @@
 
 ModelOpt runs in an environment of its own (make .venv-modelopt/stamp). It fixes SmoothQuant's
 exponent at 1 and searches AWQ's in steps of 0.1, layer by layer; here both are searched for all
-layers that read one value. int4's integers are not compared: ModelOpt maps a block's largest
-weight to 7, ONNX Runtime's format (and OpenVINO's, here) to -8.
+layers that read one value. int4's integers are compared in test_unified_modelopt.py: as in unified
+checkpoints, ModelOpt maps a block's largest weight to 7; ONNX Runtime's format (and OpenVINO's,
+here) maps it to -8.
 """
 
 import subprocess

@@ -124,7 +124,7 @@ def test_clipping_pays_where_a_large_weight_meets_small_inputs():
     def off(rounded):
         return float((((rounded - weights) @ inputs.T) ** 2).sum())
 
-    best = clipped(weights, inputs, 32)
+    best = clipped(weights, inputs, 32, lambda rows: int4_rounded(rows, 32))
     assert off(int4_rounded(best, 32)) < 0.5 * off(int4_rounded(weights, 32))
 
 
@@ -133,7 +133,8 @@ def test_clipping_is_by_block_and_leaves_what_it_does_not_help():
     weights = rng.integers(-7, 8, (4, 64)).astype(np.float32)  # nothing is rounded
     weights[:, ::32] = -8
     inputs = rng.standard_normal((R, 64)).astype(np.float32)
-    np.testing.assert_array_equal(clipped(weights, inputs, 32), weights)
+    kept = clipped(weights, inputs, 32, lambda rows: int4_rounded(rows, 32))
+    np.testing.assert_array_equal(kept, weights)
 
 
 def test_rounding_is_what_the_engine_stores():

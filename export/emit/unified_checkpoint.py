@@ -1,0 +1,111 @@
+"""A unified Hugging Face checkpoint, the format that NVIDIA's engines for language models read.
+
+Weights and configs are those of ModelOpt's export_hf_checkpoint. Everything is streamed: one chunk
+of one matrix is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from autovla_rt.export.emit.shards import Stored, write_shards
+from autovla_rt.export.emit.unified_config import model_config, quantization, sidecar, write_json
+from autovla_rt.export.emit.unified_layers import (
+    Layer,
+    float16_tensor,
+    fp8_weights_and_inputs,
+    int4_weights,
+    int8_weights,
+    int8_weights_and_inputs,
+    kv_scale,
+)
+from autovla_rt.export.files.json_file import JsonFile
+from autovla_rt.export.graph.dialect import Formats
+from autovla_rt.export.opened_model import OpenedModel
+from autovla_rt.export.tensors.model_names import EMBEDDING, LM_HEAD
+from autovla_rt.export.weight_source import WeightSource
+
+FORMATS: dict[str, Callable[[Layer], Stored]] = {
+    "int8_sq": int8_weights_and_inputs,
+    "int8_wo": int8_weights,
+    "int4_awq": int4_weights,
+    "fp8": fp8_weights_and_inputs,
+}
+"""Precision -> how a layer is stored; fp16 is as any other tensor."""
+
+COPIED = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
+"""Files of the base folder that belong to the checkpoint, where they are there.
+
+tokenizer.json is written anew and holds all that vocab.json, merges.txt and added_tokens.json do,
+which in a base folder lack the actions.
+"""
+
+
+def emit_checkpoint(
+    model: OpenedModel, source: WeightSource, formats: Formats, folder: Path
+) -> None:
+    """Write the checkpoint into a folder.
+
+    Args:
+        model: The checkpoint that it is made of.
+        source: Its weights, rescaled where they are calibrated.
+        formats: Precision of every linear layer, and of the keys and values that are kept.
+        folder: Where.
+
+    Raises:
+        CheckpointError: a value that stays in float16 does not fit it.
+        OSError: the file system refused.
+    """
+    layers = {name: formats.of(name) for name in linear_layers(model)}
+    names = model.checkpoint.names
+    write_shards(folder, [stored for name in names for stored in _stored(name, source, formats)])
+    section = quantization(layers, formats.int4_block, formats.kv)
+    base = JsonFile(model.base / "config.json").content
+    config = model_config(base, model.geometry.language.vocab_size, section)
+    write_json(folder / "config.json", config)
+    if "quantization_config" in config:
+        write_json(folder / "hf_quant_config.json", sidecar(section))
+    for name in COPIED:
+        if (model.base / name).is_file():
+            (folder / name).write_bytes((model.base / name).read_bytes())
+    (folder / "tokenizer.json").write_text(model.tokenizer.to_str(pretty=True), "utf-8")
+
+
+def linear_layers(model: OpenedModel) -> list[str]:
+    """Return the names of the layers that may have another format than float16."""
+    return [
+        name.removesuffix(".weight")
+        for name in model.checkpoint.names
+        if len(model.checkpoint.shape(name)) == 2 and name not in (EMBEDDING, LM_HEAD)
+    ]
+
+
+def _stored(name: str, source: WeightSource, formats: Formats) -> Iterator[Stored]:
+    """Yield a tensor of the checkpoint as it is stored, and its scales."""
+    module, _, kind = name.rpartition(".")
+    store = FORMATS.get(formats.of(module)) if len(source.shape(name)) == 2 else None
+    if store is None:
+        yield float16_tensor(source, name)
+    else:
+        yield store(Layer(source, module, formats.ranges, formats.int4_block))
+    for index, letter in enumerate("kv"):
+        if kind == "weight" and module.endswith(f"self_attn.{letter}_proj"):
+            yield from _kv_scale(module, index, formats)
+
+
+def _kv_scale(module: str, index: int, formats: Formats) -> Iterator[Stored]:
+    """Yield the scale of the keys (index 0) or values that are kept, where they are fp8."""
+    ranges = formats.ranges
+    if formats.kv == "fp8" and ranges is not None:
+        layer = int(module.split(".")[2])
+        yield kv_scale(f"{module}.{'kv'[index]}_scale", lambda: ranges.largest_kv(layer)[index])

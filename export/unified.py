@@ -1,0 +1,105 @@
+"""From a checkpoint and its config to a unified Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+from autovla_rt.errors import TargetError
+from autovla_rt.export.calibration.calibrated_weights import CalibratedWeights
+from autovla_rt.export.calibration.groups import Group, language_groups, vision_groups
+from autovla_rt.export.calibration.unified_methods import UNIFIED_METHODS
+from autovla_rt.export.emit.unified_checkpoint import emit_checkpoint, linear_layers
+from autovla_rt.export.graph.dialect import Formats
+from autovla_rt.export.opened_model import OpenedModel
+from autovla_rt.export.progress import Progress
+from autovla_rt.export.settings import Settings
+from autovla_rt.export.unified_settings import unified_choice
+from autovla_rt.export.weight_source import WeightSource
+
+INT4_OUTPUTS = 64
+"""Rows that Edge-LLM's int4 kernel packs together (its exporter refuses others)."""
+
+
+def export_checkpoint(
+    model: OpenedModel, settings: Settings, folder: Path, progress: Progress
+) -> None:
+    """Write the unified checkpoint into `folder`.
+
+    Raises:
+        TargetError, CalibrationError: as `unified_weights`.
+        CheckpointError: a value that stays in float16 does not fit it.
+    """
+    weights, formats = unified_weights(model, settings, progress)
+    progress.stage("checkpoint", _elements(model, formats.of))
+    emit_checkpoint(model, weights, formats, folder)
+
+
+def unified_weights(
+    model: OpenedModel, settings: Settings, progress: Progress
+) -> tuple[WeightSource, Formats]:
+    """Return the weights that are quantized, and the precision of every layer.
+
+    Raises:
+        TargetError: a layer cannot have the precision that was chosen for it.
+        CalibrationError: the calibration's files are missing or damaged.
+    """
+    choice = unified_choice(settings)
+    linear = frozenset(linear_layers(model))
+    depth = model.geometry.vision.depth
+
+    def precision_of(module: str) -> str:
+        return choice.of(module, depth) if module in linear else "fp16"
+
+    groups = [*vision_groups(model.geometry.vision), *language_groups(model.geometry.language)]
+    _check_layers(model, groups, precision_of, settings.int4_block)
+    weights = model.weights(progress)
+    formats = Formats(precision_of, settings.int4_block, choice.kv)
+    if settings.calibration is None:
+        return weights, formats
+    calibrated = CalibratedWeights(
+        weights, groups, settings.calibration, precision_of, settings.int4_block, UNIFIED_METHODS
+    )
+    progress.stage("rescaling", len(groups))
+    calibrated.fit(model.weights(), progress.advance)
+    return calibrated, replace(formats, ranges=calibrated)
+
+
+def _check_layers(
+    model: OpenedModel,
+    groups: Iterable[Group],
+    precision_of: Callable[[str], str],
+    int4_block: int,
+) -> None:
+    """Refuse precisions that readers cannot have in a layer.
+
+    They fuse layers that read one value into one, and int4 has blocks of whole width.
+    """
+    for group in groups:
+        chosen = {reader: precision_of(reader) for reader in group.readers}
+        if len(set(chosen.values())) > 1:
+            listed = ", ".join(f"{name} in {precision}" for name, precision in chosen.items())
+            raise TargetError(
+                "expected one precision for layers that read one value, which are computed as one, "
+                f"got {listed}.\nChoose the same for all of them."
+            )
+    for layer in linear_layers(model):
+        count, width = model.checkpoint.shape(f"{layer}.weight")
+        if precision_of(layer) == "int4_awq" and (width % int4_block or count % INT4_OUTPUTS):
+            raise TargetError(
+                f"precision int4_awq of {layer}: expected inputs in blocks of {int4_block} and "
+                f"outputs in blocks of {INT4_OUTPUTS}, got {width} and {count}.\n"
+                "Choose another precision for it and for the layers that read the same value, as "
+                f"in int4_awq,{layer}=fp16."
+            )
+
+
+def _elements(model: OpenedModel, precision_of: Callable[[str], str]) -> int:
+    """Elements that are read; of fp8 twice, as one scale for all must be known first."""
+    return sum(
+        prod(model.checkpoint.shape(name))
+        * (2 if precision_of(name.removesuffix(".weight")) == "fp8" else 1)
+        for name in model.checkpoint.names
+    )
