@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +67,8 @@ PrecisionName = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="fp32; int8, int4: rounded; int8_sq, int4_awq: calibrated. Or VISION/LANGUAGE.",
+        help="fp32, fp16; int8, int8_wo, int4, fp8: rounded; int8_sq, int4_awq: calibrated. "
+        "Or VISION/LANGUAGE.",
     ),
 ]
 Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
@@ -83,7 +84,8 @@ Out = Annotated[
     Path, typer.Option(help="Folder to write; a bundle is replaced.", show_default=False)
 ]
 Calibration = Annotated[
-    Path | None, typer.Option(help="Folder of `calibrate`, for int8_sq and int4_awq.")
+    Path | None,
+    typer.Option(help="Folder of `calibrate`: int8_sq, int4_awq; on NVIDIA GPUs int8, fp8 too."),
 ]
 NewFolder = Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)]
 
@@ -114,7 +116,7 @@ def export(
         require_calibration,
     )
     from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.export.settings import Settings
+    from autovla_rt.export.settings import Settings, check_settings
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
@@ -129,7 +131,7 @@ def export(
         calibration=calibration,
     )
     with (
-        _opened(files, settings) as model,
+        _opened(files, settings, check_settings) as model,
         folder_writer(out) as folder,
         ExportProgress() as progress,
     ):
@@ -170,13 +172,13 @@ def calibrate(
     from autovla_rt.export.build import camera_layout, engine_prompt
     from autovla_rt.export.calibrate import calibrate as calibrate_model
     from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.export.settings import Settings
+    from autovla_rt.export.settings import Settings, check_settings
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
     chosen = find_scenes(scenes, count, seed)
     settings = Settings(out.resolve().name, frame_sizes=_frame_sizes(frame_size))
-    with _opened(files, settings) as model, ExportProgress() as progress:
+    with _opened(files, settings, check_settings) as model, ExportProgress() as progress:
         cameras = camera_layout(model, settings)
         prompt = engine_prompt(model, cameras)
         samples = SampleReader(model, cameras, prompt).read(chosen, sensor_root)
@@ -222,7 +224,7 @@ def build(
         raise typer.BadParameter("--scenes needs --sensor-root: the folder its paths start from")
     from autovla_rt.export.build import build_engine
     from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.export.settings import Settings
+    from autovla_rt.export.settings import Settings, check_bundle_settings
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
@@ -231,7 +233,10 @@ def build(
         out.resolve().name, target, precision, int4_block, kv_capacity, sizes, notes, calibration
     )
     quality = None
-    with _opened(files, settings) as model, ExportProgress() as progress:
+    with (
+        _opened(files, settings, check_bundle_settings) as model,
+        ExportProgress() as progress,
+    ):
         if scenes is None or sensor_root is None:
             build_engine(model, settings, out, progress)
         else:
@@ -264,13 +269,14 @@ def _not_passed(out: Path, quality: Quality) -> GateError:
 
 
 @contextlib.contextmanager
-def _opened(files: ModelFiles, settings: Settings) -> Iterator[OpenedModel]:
-    """Check the target before any work, open the checkpoint, check that its answers compile."""
+def _opened(
+    files: ModelFiles, settings: Settings, check: Callable[[Settings], object]
+) -> Iterator[OpenedModel]:
+    """Check the settings before any work, open the checkpoint, check that its answers compile."""
     from autovla_rt.export.open_model import open_model
-    from autovla_rt.export.settings import check_settings
     from autovla_rt.runtime.grammar import compile_answer
 
-    check_settings(settings)
+    check(settings)
     _log(f"opening {files.checkpoint}")
     model = open_model(files)
     with contextlib.closing(model.checkpoint):

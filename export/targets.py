@@ -58,11 +58,11 @@ TARGETS = {
 }
 
 BUILDABLE_BACKENDS = ("ort", "openvino")
-"""Backends that this version emits engines for."""
+"""Backends that this version builds bundles for."""
 
 
 def check_target(name: str, precision: str) -> Target:
-    """Return the target if it exists, may compute in `precision` and can be built for.
+    """Return the target if it exists and may compute in `precision`.
 
     Raises:
         TargetError: otherwise, with the legal choices.
@@ -75,14 +75,23 @@ def check_target(name: str, precision: str) -> Target:
             f"precision {precision!r} on {name} ({target.description}{_capability(target)}): "
             f"expected one of {', '.join(target.precisions)}. Choose one with --precision."
         )
+    return target
+
+
+def check_buildable(name: str) -> None:
+    """Refuse a target that bundles cannot be built for.
+
+    Raises:
+        TargetError: so it is.
+    """
+    target = TARGETS[name]
     if target.backend not in BUILDABLE_BACKENDS:
         buildable = [key for key, value in TARGETS.items() if value.backend in BUILDABLE_BACKENDS]
         raise TargetError(
-            f"target {name} ({target.description}) with {precision} is legal, but its backend "
+            f"target {name} ({target.description}) is legal, but bundles for its backend "
             f"{target.backend} cannot be built by this version. Expected --target "
-            f"{' or '.join(buildable)}."
+            f"{' or '.join(buildable)}; autovla-rt export writes ONNX for {name}."
         )
-    return target
 
 
 def _capability(target: Target) -> str:

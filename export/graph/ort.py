@@ -131,4 +131,5 @@ DIALECT = Dialect(
     suffix=".onnx",
     keeps_weights=True,
     libraries=("onnx", "onnxruntime"),
+    kv=("auto", "int8"),
 )
