@@ -9,6 +9,7 @@ from pathlib import Path
 from autovla_rt.config import CAMERAS, Precision, is_vision
 from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.formats import (
+    KV,
     PRECISIONS,
     VISION_PRECISIONS,
     Choice,
@@ -110,8 +111,9 @@ def check_settings(settings: Settings) -> Target:
     """
     target = _check_precisions(settings)
     dialect = dialect_of(target.backend)  # raises where its library is missing
-    _check_kv(settings, [of for of in target.kv if of in dialect.kv])
-    _check_calibration(settings)
+    kept = [of for of in target.kv if of in dialect.kv]
+    _check_kv(settings, kept)
+    _check_calibration(settings, kept)
     if settings.int4_block not in INT4_BLOCKS:
         raise TargetError(
             f"int4 block {settings.int4_block}: expected one of "
@@ -147,7 +149,7 @@ def _check_kv(settings: Settings, legal: Sequence[str]) -> None:
         )
 
 
-def _check_calibration(settings: Settings) -> None:
+def _check_calibration(settings: Settings, kept: Sequence[str]) -> None:
     needed = _is_calibrated(settings.choice, settings.target)
     bases = [of for of in PRECISIONS if of in TARGETS[settings.target].precisions]
     fitted = [of for of in bases if _is_calibrated(read_choice(of), settings.target)]
@@ -158,9 +160,10 @@ def _check_calibration(settings: Settings) -> None:
             f"{', '.join(of for of in bases if of not in fitted)}."
         )
     if settings.calibration is not None and not needed:
+        fitted += [f"{KV}={of}" for of in kept if of != "auto"]
         raise TargetError(
             f"precision {settings.precision}: expected no --calibration, which it does not use, "
-            f"got {settings.calibration}.\nLeave it out, or choose {', '.join(fitted)} or kv=int8."
+            f"got {settings.calibration}.\nLeave it out, or choose {', '.join(fitted)}."
         )
 
 

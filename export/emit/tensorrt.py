@@ -7,7 +7,7 @@ the device in the configuration, TensorRT compiles for the GPU at hand.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ class Sizes:
     most: int
 
 
+SIZES = tuple(of.name for of in fields(Sizes))
+
+
 @dataclass(frozen=True)
 class EnginePlan:
     """A compiled graph.
@@ -55,20 +58,22 @@ def build_engine_plan(
     Args:
         trt: The module tensorrt or tensorrt_rtx.
         onnx_path: The graph; its weights lie beside it.
-        sm: CUDA compute capability without the dot.
+        sm: CUDA compute capability without the dot; TensorRT itself compiles for the GPU at hand,
+            whichever that is.
         dimensions: Sizes of the graph's dynamic dimensions, by name.
 
     Raises:
-        TargetError: the compiler does not take the graph, or does not know or fit the device.
-        DependencyError: TensorRT finds no GPU of that capability.
+        TargetError: the compiler does not know the device or does not take the graph for it, or
+            sizes of a dimension are missing.
     """
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
-        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise _refusal(trt, onnx_path, sm, "parse", errors)
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        said = [f"{of.node_operator()} {of.node_name()}: {of.desc()}" for of in errors]
+        raise _refusal(trt, onnx_path, sm, "parse", said)
     configuration = builder.create_builder_config()
     _aim(trt, configuration, sm)
     configuration.add_optimization_profile(_profile(builder, network, onnx_path, dimensions))
@@ -103,15 +108,14 @@ def _aim(trt: Module, configuration: Any, sm: int) -> None:
     """Choose the device, where it can be chosen."""
     if not hasattr(configuration, "set_compute_capability"):
         return
+    configuration.num_compute_capabilities = 1
     capability = getattr(trt.ComputeCapability, f"SM{sm}", None)
-    if capability is None:
+    if capability is None or not configuration.set_compute_capability(capability, 0):
         known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
         raise TargetError(
             f"SM {sm / 10:.1f}: expected one of {', '.join(known)} for {trt.__name__} "
             f"{trt.__version__}. Compile on the device, with TensorRT."
         )
-    configuration.num_compute_capabilities = 1
-    configuration.set_compute_capability(capability, 0)
 
 
 def _profile(builder: Any, network: Any, onnx_path: Path, dimensions: Mapping[str, Sizes]) -> Any:
@@ -125,9 +129,6 @@ def _profile(builder: Any, network: Any, onnx_path: Path, dimensions: Mapping[st
         shapes = [_shape(tensor, names, which, onnx_path, dimensions) for which in SIZES]
         profile.set_shape(tensor.name, *shapes)
     return profile
-
-
-SIZES = ("least", "usual", "most")
 
 
 def _shape(
