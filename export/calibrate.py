@@ -91,7 +91,7 @@ def _fitted(
         lambda module: number_format(chosen(module)),
         settings.int4_block,
         settings.choice.kv,
-        floats=settings.floats,
+        floats=settings.dialect.floats,
         capacity=settings.kv_capacity,
     )
     if settings.calibration is None:

@@ -24,13 +24,6 @@ FULL_HD = (1920, 1080)
 MAX_POSITIONS = 128_000
 """`max_position_embeddings` of Qwen2.5-VL-3B-Instruct, the longest sequence it was made for."""
 
-FLOATS = {"tensorrt": "float16"}
-"""Backend -> what is computed in where nothing is quantized; the others compute in float32."""
-
-RANGED = {"tensorrt": ("int8", "fp8")}
-"""Backend -> precisions whose activation scales are static, so that they need a calibration's
-ranges although weights are rounded without one."""
-
 INT4_BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes that ONNX Runtime's MatMulNBits loads on a CPU (tried: 8, 100 and 512 do not)."""
 
@@ -61,11 +54,6 @@ class Settings:
         return dialect_of(TARGETS[self.target].backend)
 
     @property
-    def floats(self) -> str:
-        """What is computed in where nothing is quantized."""
-        return FLOATS.get(TARGETS[self.target].backend, "float32")
-
-    @property
     def choice(self) -> Choice:
         """Precision of each part, calibrated or not."""
         return read_choice(self.precision)
@@ -75,7 +63,7 @@ class Settings:
         """Number format of each part."""
         choice = self.choice
         language = number_format(choice.language)
-        activations = "fp16" if self.floats == "float16" else "fp32"
+        activations = "fp16" if self.dialect.floats == "float16" else "fp32"
         if language != "fp32" and TARGETS[self.target].backend == "openvino":
             activations = "bf16"
         return Precision(
@@ -111,9 +99,10 @@ def check_settings(settings: Settings) -> Target:
     """
     target = _check_precisions(settings)
     dialect = dialect_of(target.backend)  # raises where its library is missing
+    _check_formats(settings, dialect)
     kept = [of for of in target.kv if of in dialect.kv]
     _check_kv(settings, kept)
-    _check_calibration(settings, kept)
+    _check_calibration(settings, dialect, kept)
     if settings.int4_block not in INT4_BLOCKS:
         raise TargetError(
             f"int4 block {settings.int4_block}: expected one of "
@@ -140,6 +129,17 @@ def _check_precisions(settings: Settings) -> Target:
     return target
 
 
+def _check_formats(settings: Settings, dialect: Dialect) -> None:
+    for part, precision in settings.choice.named():
+        if number_format(precision) not in dialect.formats:
+            legal = TARGETS[settings.target].precisions
+            possible = [of for of in legal if number_format(of) in dialect.formats]
+            raise TargetError(
+                f"precision {settings.precision}: {precision!r} is legal on {settings.target}, but "
+                f"cannot be exported by this version. Expected {', '.join(possible)} for {part}."
+            )
+
+
 def _check_kv(settings: Settings, legal: Sequence[str]) -> None:
     kept = settings.choice.kv
     if kept not in legal:
@@ -149,10 +149,10 @@ def _check_kv(settings: Settings, legal: Sequence[str]) -> None:
         )
 
 
-def _check_calibration(settings: Settings, kept: Sequence[str]) -> None:
-    needed = _is_calibrated(settings.choice, settings.target)
+def _check_calibration(settings: Settings, dialect: Dialect, kept: Sequence[str]) -> None:
+    needed = _is_calibrated(settings.choice, dialect)
     bases = [of for of in PRECISIONS if of in TARGETS[settings.target].precisions]
-    fitted = [of for of in bases if _is_calibrated(read_choice(of), settings.target)]
+    fitted = [of for of in bases if _is_calibrated(read_choice(of), dialect)]
     if needed and settings.calibration is None:
         raise TargetError(
             f"precision {settings.precision}: expected --calibration, the folder that autovla-rt "
@@ -167,7 +167,7 @@ def _check_calibration(settings: Settings, kept: Sequence[str]) -> None:
         )
 
 
-def _is_calibrated(choice: Choice, target: str) -> bool:
+def _is_calibrated(choice: Choice, dialect: Dialect) -> bool:
     """Whether a precision can be had only with a calibration."""
-    ranged = RANGED.get(TARGETS[target].backend, ())
+    ranged = dialect.ranged
     return choice.is_calibrated or any(precision in ranged for _, precision in choice.named())

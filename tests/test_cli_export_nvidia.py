@@ -94,6 +94,12 @@ def test_what_orin_or_the_dialect_has_not_is_refused(demo, invoke, tmp_path, pre
     assert message in invoke.refused(8, "export", "all", *options, "--out", tmp_path / "o")
 
 
+def test_a_legal_precision_that_the_dialect_has_not_is_refused(demo, invoke, tmp_path):
+    options = [*demo.build_options, "--target", "rtx-sm120", "--precision", "fp16/nvfp4"]
+    said = invoke.refused(8, "export", "all", *options, "--out", tmp_path / "o")
+    assert "'nvfp4' is legal on rtx-sm120, but cannot be exported by this version" in said
+
+
 def test_a_bundle_is_refused_with_the_command_that_works(demo, invoke, tmp_path):
     options = [*demo.build_options, "--target", "agx-orin-64", "--precision", "int8"]
     said = invoke.refused(8, "build", *options, "--out", tmp_path / "e")

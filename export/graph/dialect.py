@@ -45,7 +45,7 @@ class Formats:
         int4_block: Inputs that share a scale in int4 and int8_wo.
         kv: Of the keys and values that are kept.
         ranges: Of a calibration; None without one.
-        floats: What is not quantized, "float32" or "float16" (the `standard` dialect's choice).
+        floats: What is not quantized, "float32" or, in the `standard` dialect alone, "float16".
         capacity: Positions of the kept keys and values; None leaves it to who runs the graph.
     """
 
@@ -72,6 +72,9 @@ class Dialect:
         suffix: Of a graph's file.
         keeps_weights: Whether graphs refer to that file, or have copied what they need of it.
         libraries: Packages whose versions a bundle records.
+        formats: Of linear layers' weights that it can write.
+        ranged: Those whose activation scales are static, so that they need a calibration's ranges.
+        floats: What is computed in where nothing is quantized.
         kv: Number formats that keys and values can be kept in.
     """
 
@@ -79,6 +82,9 @@ class Dialect:
     suffix: str
     keeps_weights: bool
     libraries: tuple[str, ...]
+    formats: tuple[str, ...]
+    ranged: tuple[str, ...] = ()
+    floats: str = "float32"
     kv: tuple[str, ...] = ("auto",)
 
 

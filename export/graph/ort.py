@@ -131,5 +131,6 @@ DIALECT = Dialect(
     suffix=".onnx",
     keeps_weights=True,
     libraries=("onnx", "onnxruntime"),
+    formats=tuple(LINEARS),
     kv=("auto", "int8"),
 )

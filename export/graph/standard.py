@@ -20,7 +20,7 @@ from autovla_rt.errors import TargetError
 from autovla_rt.export.graph.dialect import Dialect, Formats
 from autovla_rt.export.graph.onnx_ops import OnnxOps
 from autovla_rt.export.graph.ops import Value
-from autovla_rt.export.graph.qdq import width_multiple
+from autovla_rt.export.graph.qdq import STATIC, width_multiple
 from autovla_rt.export.graph.standard_linear import LINEARS, Linear
 from autovla_rt.export.passes.pad_mlp import PaddedMlps
 from autovla_rt.export.weight_file import ELEMENT_TYPES, WeightFile
@@ -218,4 +218,12 @@ def standard_ops(source: WeightSource, weights: WeightFile, formats: Formats) ->
     return StandardOps(padded, weights, formats)
 
 
-DIALECT = Dialect(standard_ops, suffix=".onnx", keeps_weights=True, libraries=("onnx",))
+DIALECT = Dialect(
+    standard_ops,
+    suffix=".onnx",
+    keeps_weights=True,
+    libraries=("onnx",),
+    formats=tuple(LINEARS),
+    ranged=STATIC,
+    floats="float16",
+)

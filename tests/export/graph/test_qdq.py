@@ -88,6 +88,10 @@ def test_a_reference_rounds_by_channel_by_block_or_by_the_calibrations_range():
         assert QdqRounding(Formats.uniform(name)).inputs(("m",), rows) is rows
 
 
+def test_inputs_are_rounded_in_some_formats_alone():
+    assert STATIC == ("int8", "fp8")
+
+
 def test_only_blocks_ask_for_a_multiple():
     multiples = {name: width_multiple(Formats.uniform(name, 64), "m") for name in ("fp16", *QDQ)}
     assert multiples == {"fp16": 1, "int8": 1, "int8_wo": 1, "int4": 64, "fp8": 1}
