@@ -1,8 +1,7 @@
 """Number formats of the `standard` dialect: what Quantize- and DequantizeLinear make of values.
 
-All are symmetric (zero point 0, which is all that TensorRT takes), with positive scales in the
-graph's float type. Activation scales are static, of a calibration, so a row's result does not
-depend on what shares its pass.
+All are symmetric (zero point 0, which is all that TensorRT takes), with positive scales. Activation
+scales are static, of a calibration, so a row's result does not depend on what shares its pass.
 """
 
 from __future__ import annotations
@@ -89,6 +88,14 @@ class QdqFormat:
     blocked: bool = False
     inputs: CodeType | None = None
 
+    def floats(self, formats: Formats) -> str:
+        """Return the float type of scales, and of what the layer reads and returns.
+
+        float32 where codes are multiplied by codes: TensorRT for RTX multiplies by the scales of
+        the channels behind the product, and bare sums of codes are beyond float16.
+        """
+        return formats.floats if self.inputs is None else "float32"
+
 
 QDQ = {
     "int8": QdqFormat(INT8, inputs=INT8),
@@ -131,7 +138,7 @@ def input_scale(codes: CodeType, formats: Formats, module: str) -> Float:
     """
     if formats.ranges is None:
         raise ValueError(f"{module}: inputs in {codes.element} need the ranges of a calibration")
-    return codes.scale(formats.ranges.largest_input(module), formats.floats)
+    return codes.scale(formats.ranges.largest_input(module), "float32")
 
 
 class QdqRounding:
@@ -146,7 +153,7 @@ class QdqRounding:
         if qdq is None:
             return rows
         values = grouped(qdq, self._formats, rows, modules[0])
-        scale = qdq.weights.scale(values, self._formats.floats)[..., None]
+        scale = qdq.weights.scale(values, qdq.floats(self._formats))[..., None]
         return (qdq.weights.codes(values, scale) * scale).reshape(rows.shape)
 
     def inputs(self, modules: tuple[str, ...], rows: Float) -> Float:

@@ -2,10 +2,10 @@
 
 TensorScatter writes new keys and values into the cache in place, Attention reads it up to
 `nonpad_kv_seqlen`, and weights and activations are quantized by symmetric QuantizeLinear and
-DequantizeLinear. Products, attention and the cache are in the graph's float type (`Formats.floats`,
-float16 for TensorRT); the residual stream, the norms and the vision tower's rotation are float32:
-Qwen2.5's residual stream has values that float16 does not hold. So graph inputs and outputs are
-float32, as in the other dialects, but for the cache.
+DequantizeLinear. Attention, the cache and products of float weights are in the graph's float type
+(`Formats.floats`, float16 for TensorRT); the residual stream, which adds up over all layers, the
+norms, the vision tower's rotation and what comes out of products of codes are float32. So graph
+inputs and outputs are float32, as in the other dialects, but for the cache.
 """
 
 from __future__ import annotations
@@ -80,7 +80,11 @@ class StandardOps(OnnxOps):
         name = self.formats.of(modules[0])
         if name not in self._linears:
             self._linears[name] = LINEARS[name]()
-        return self._linears[name].lower(self, self._narrow(x), modules, bias)
+        floats = self._linears[name].floats(self.formats)
+        y = self._linears[name].lower(self, self._cast(x, floats), modules, bias)
+        if floats == "float32":
+            self._wide.add(y)
+        return y
 
     def rms_norm(self, x: Value, weight: str, epsilon: float) -> Value:
         """Return x / rms(x) * weight over the last axis, computed in float32."""
@@ -102,12 +106,13 @@ class StandardOps(OnnxOps):
 
     def silu_mul(self, gate: Value, up: Value) -> Value:
         """silu(gate) * up."""
+        gate, up = self._narrow(gate), self._narrow(up)
         (activated,) = self.node("Mul", [gate, *self.node("Sigmoid", [gate])])
         return self.node("Mul", [activated, up])[0]
 
     def gelu(self, x: Value) -> Value:
         """Return x * Φ(x), exact."""
-        return self.node("Gelu", [x], approximate="none")[0]
+        return self.node("Gelu", [self._narrow(x)], approximate="none")[0]
 
     def rotary(self, x: Value, cos: Value, sin: Value, num_heads: int) -> Value:
         """Rotate [B, S, heads*D] by position s, computed in float32.
@@ -125,7 +130,8 @@ class StandardOps(OnnxOps):
     def attention(self, query: Value, key: Value, value: Value, num_heads: int) -> Value:
         """Bidirectional softmax attention over [B, S, heads*D]."""
         heads = {"q_num_heads": num_heads, "kv_num_heads": num_heads}
-        return self.node("Attention", [query, key, value], **heads)[0]
+        inputs = [self._narrow(of) for of in (query, key, value)]
+        return self.node("Attention", inputs, **heads)[0]
 
     def cached_attention(
         self, qkv: Value, layer: int, num_heads: int, num_kv_heads: int, head_dim: int
@@ -134,7 +140,8 @@ class StandardOps(OnnxOps):
         if layer == 0:
             self._angles = self._declare_positions(head_dim)
         widths = (count * head_dim for count in (num_heads, num_kv_heads, num_kv_heads))
-        query, key, value = self.node("Split", [qkv, self.integers(*widths)], 3, axis=2)
+        inputs = [self._narrow(qkv), self.integers(*widths)]
+        query, key, value = self.node("Split", inputs, 3, axis=2)
         query = self._rotated(query, num_heads)
         new = {"key": self._rotated(key, num_kv_heads), "value": value}
         sizes = num_kv_heads, head_dim

@@ -92,6 +92,14 @@ def test_inputs_are_rounded_in_some_formats_alone():
     assert STATIC == ("int8", "fp8")
 
 
+def test_products_of_codes_are_float32_in_a_float16_graph():
+    formats = Formats.uniform("int8", 64)
+    half = Formats(formats.of, floats="float16")
+    floats = {name: (of.floats(half), of.floats(formats)) for name, of in QDQ.items()}
+    wide, narrow = ("float32", "float32"), ("float16", "float32")
+    assert floats == {"int8": wide, "fp8": wide, "int8_wo": narrow, "int4": narrow}
+
+
 def test_only_blocks_ask_for_a_multiple():
     multiples = {name: width_multiple(Formats.uniform(name, 64), "m") for name in ("fp16", *QDQ)}
     assert multiples == {"fp16": 1, "int8": 1, "int8_wo": 1, "int4": 64, "fp8": 1}

@@ -83,13 +83,28 @@ def test_a_product_loses_what_its_format_costs(tmp_path, precision, floats, bias
 
 
 @pytest.mark.parametrize(
-    ("precision", "bits", "scales"),
-    [("fp16", 16, 0), ("int8", 8, ROWS), ("fp8", 8, ROWS), ("int4", 4, ROWS * WIDTH // BLOCK)],
+    ("precision", "bits", "bytes_of_scales"),
+    [("fp16", 16, 0), ("int8", 8, 4), ("fp8", 8, 4), ("int8_wo", 8, 2), ("int4", 4, 2 * 6)],
 )
-def test_weights_are_stored_in_their_bits(tmp_path, precision, bits, scales):
+def test_weights_are_stored_in_their_bits(tmp_path, precision, bits, bytes_of_scales):
     formats = Formats(lambda _m: precision, BLOCK, ranges=Ranges(np.ones(1)), floats="float16")
     run(tmp_path, Arrays(), formats, np.ones((1, WIDTH), np.float32), False)
-    assert (tmp_path / "weights.bin").stat().st_size == ROWS * WIDTH * bits // 8 + 2 * scales
+    expected = ROWS * (WIDTH * bits // 8 + bytes_of_scales)
+    assert (tmp_path / "weights.bin").stat().st_size == expected
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("precision", ["int8_wo", "int4", "int8", "fp8"])
+def test_an_odd_number_of_outputs_is_the_same_with_one_more_inside(tmp_path, precision, bias):
+    source = Arrays()
+    x = np.random.default_rng(1).standard_normal((5, WIDTH)).astype(np.float32)
+    formats = Formats(lambda _m: precision, BLOCK, ranges=Ranges(np.full(1, 4, np.float32)))
+    whole = run(tmp_path, source, formats, x, bias)
+    for kind in ("weight", "bias"):
+        source.tensors[f"b.{kind}"] = source.tensors[f"b.{kind}"][:-1]
+    odd = run(tmp_path, source, formats, x, bias)
+    assert odd.shape == (5, ROWS - 1)
+    np.testing.assert_allclose(odd, whole[:, :-1], rtol=0, atol=1e-5)
 
 
 def test_a_static_scale_is_the_calibrations_largest_value_over_127(tmp_path):
