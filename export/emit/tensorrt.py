@@ -13,6 +13,9 @@ from typing import Any
 
 from autovla_rt.errors import TargetError
 
+COMPILED = "Layers:"
+"""Begins the message that lists what was compiled."""
+
 Shape = tuple[int, ...]
 
 Module = Any
@@ -44,10 +47,12 @@ class EnginePlan:
     Attributes:
         plan: As the runtime library reads it.
         layers: Of the network that was compiled.
+        compiled: The compiler's own list of what became of them, with types; as it logs it.
     """
 
     plan: bytes
     layers: int
+    compiled: str
 
 
 def build_engine_plan(
@@ -75,25 +80,29 @@ def build_engine_plan(
         said = [f"{of.node_operator()} {of.node_name()}: {of.desc()}" for of in errors]
         raise _refusal(trt, onnx_path, sm, "parse", said)
     configuration = builder.create_builder_config()
+    configuration.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _aim(trt, configuration, sm)
     configuration.add_optimization_profile(_profile(builder, network, onnx_path, dimensions))
     plan = builder.build_serialized_network(network, configuration)
     if plan is None:
         raise _refusal(trt, onnx_path, sm, "compile", logger.errors)
-    return EnginePlan(bytes(plan), network.num_layers)
+    return EnginePlan(bytes(plan), network.num_layers, logger.compiled)
 
 
 def _logger(trt: Module) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps what the compiler says when it fails, and prints nothing."""
+        """Keeps what the compiler says of failures and of its result, and prints nothing."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.compiled = ""
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
+            elif message.startswith(COMPILED):
+                self.compiled = message
 
     return Logger()
 

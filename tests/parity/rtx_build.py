@@ -2,7 +2,7 @@
 
     python rtx_build.py REPOSITORY SM GRAPH.onnx... > RESULTS.json
 
-RESULTS maps each path to {"layers", "bytes", "seconds"} or {"error"}.
+RESULTS maps each path to {"layers", "bytes", "seconds", "compiled"} or {"error"}.
 """
 
 import json
@@ -30,7 +30,12 @@ def main():
             results[graph] = {"error": str(error)}
         else:
             seconds = round(time.perf_counter() - start, 2)
-            results[graph] = {"layers": made.layers, "bytes": len(made.plan), "seconds": seconds}
+            results[graph] = {
+                "layers": made.layers,
+                "bytes": len(made.plan),
+                "seconds": seconds,
+                "compiled": made.compiled,
+            }
     json.dump(results, sys.stdout)
 
 

@@ -5,6 +5,7 @@ compile. The plans are built, not executed; it knows neither Orin (SM 8.7) nor T
 """
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -112,6 +113,34 @@ def test_a_plan_holds_weights_in_the_bits_of_their_format(tmp_path, precision, s
     size = compiled(sm, [tmp_path / "large.onnx"])["large.onnx"]["bytes"]
     weights = 2048 * 2048 * bits / 8
     assert weights < size < weights + 500_000  # kernels
+
+
+def products(compiled):
+    """The matrix products of a compiled graph: types of inputs, constants and outputs."""
+    found = []
+    for line in compiled.splitlines():
+        if re.search("LayerType: (gemm|runtime_fusion)", line):
+            parts = re.split("(?:Constants|Outputs|TacticName): ", line)[:3]
+            found.append(tuple(re.findall(r"Datatype: (\w+)", part) for part in parts))
+    return found
+
+
+@pytest.mark.parametrize(("precision", "sm", "code"), [("int8", 86, "Int8"), ("fp8", 89, "FP8")])
+def test_codes_are_multiplied_by_codes_and_summed_beyond_float16(exported, precision, sm, code):
+    compiled_here = compiled(sm, [exported(precision) / name for name in GRAPHS])
+    for name in ("language.onnx", "text_head.onnx"):
+        for inputs, constants, outputs in products(compiled_here[name]["compiled"]):
+            assert (inputs, constants[0], outputs) == ([code], code, ["Float"])
+    found = products(compiled_here["language.onnx"]["compiled"])
+    assert len(found) >= 16
+
+
+def test_weights_alone_are_expanded_in_the_product_and_not_in_memory(exported):
+    results = compiled(86, [exported("int8_wo") / name for name in ("language.onnx", GRAPHS[2])])
+    for result in results.values():
+        found = products(result["compiled"])
+        assert found
+        assert all(inputs == ["Half"] and "Int8" in constants for inputs, constants, _ in found)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
