@@ -67,7 +67,7 @@ PrecisionName = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="fp32; int8, int8_wo, int4: rounded; int8_sq, int4_awq: calibrated. Or "
+        help="fp32, fp16; int8, int8_wo, int4, fp8: rounded; int8_sq, int4_awq: calibrated. Or "
         "VISION/LANGUAGE, and PART=PRECISION,... behind it.",
     ),
 ]
@@ -84,7 +84,8 @@ Out = Annotated[
     Path, typer.Option(help="Folder to write; a bundle is replaced.", show_default=False)
 ]
 Calibration = Annotated[
-    Path | None, typer.Option(help="Folder of `calibrate`, for int8_sq and int4_awq.")
+    Path | None,
+    typer.Option(help="Folder of `calibrate`: int8_sq, int4_awq; on NVIDIA GPUs int8, fp8 too."),
 ]
 NewFolder = Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)]
 
@@ -253,7 +254,7 @@ def build(
         raise typer.BadParameter("--scenes needs --sensor-root: the folder its paths start from")
     from autovla_rt.export.build import build_engine
     from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.export.settings import Settings, check_settings
+    from autovla_rt.export.settings import Settings, check_bundle_settings
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
@@ -270,7 +271,7 @@ def build(
         notes,
         calibration,
     )
-    check_settings(settings)
+    check_bundle_settings(settings)
     quality = None
     with _opened(files) as model, ExportProgress() as progress:
         if scenes is None or sensor_root is None:

@@ -196,8 +196,8 @@ class Precision(Model):
         overrides: Part or beginning of a layer's name -> another format; a later one counts.
         kv: Of the keys and values that are kept; "auto" is what is computed in.
         int4_block: Inputs that share a scale in int4 and int8_wo.
-        activations: Of what is computed between products, "fp32" or "bf16"; a CPU without bfloat16
-            computes in float32 instead.
+        activations: Of what is computed between products, "fp32", "fp16" or "bf16"; a CPU without
+            bfloat16 computes in float32 instead.
     """
 
     vision: str

@@ -88,7 +88,11 @@ def _fitted(
     weights = model.weights(progress)
     chosen = settings.choice.layers(model.geometry.vision.depth)
     formats = Formats(
-        lambda module: number_format(chosen(module)), settings.int4_block, settings.choice.kv
+        lambda module: number_format(chosen(module)),
+        settings.int4_block,
+        settings.choice.kv,
+        floats=settings.dialect.floats,
+        capacity=settings.kv_capacity,
     )
     if settings.calibration is None:
         return weights, formats

@@ -16,6 +16,8 @@ from autovla_rt.export.weight_source import TEXT_HEAD
 
 PRECISIONS = {
     "fp32": ("fp32", "fp32"),
+    "fp16": ("fp16", "fp16"),
+    "fp8": ("fp8", "fp8"),
     "int8": ("int8", "int8"),
     "int8_wo": ("int8_wo", "int8_wo"),
     "int8_sq": ("int8_sq", "int8_sq"),
@@ -24,7 +26,7 @@ PRECISIONS = {
 }
 """Precision of an engine -> (vision, language)."""
 
-VISION_PRECISIONS = ("fp32", "int8", "int8_wo", "int8_sq")
+VISION_PRECISIONS = ("fp32", "fp16", "fp8", "int8", "int8_wo", "int8_sq")
 """A vision tower in int4 loses too much."""
 
 NUMBER_FORMATS = {"int8_sq": "int8", "int4_awq": "int4"}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autovla_rt.config import CAMERAS, Precision, is_vision
 from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.formats import (
-    NUMBER_FORMATS,
+    KV,
+    PRECISIONS,
     VISION_PRECISIONS,
     Choice,
     number_format,
     read_choice,
 )
 from autovla_rt.export.graph.dialect import Dialect, dialect_of
-from autovla_rt.export.targets import TARGETS, Target, check_target, require_buildable
+from autovla_rt.export.targets import TARGETS, Target, check_buildable, check_target
 
 FULL_HD = (1920, 1080)
 
@@ -66,20 +68,34 @@ class Settings:
         """Number format of each part."""
         choice = self.choice
         language = number_format(choice.language)
+        activations = "fp16" if self.dialect.floats == "float16" else "fp32"
         others = [of for part, of in choice.overrides if not is_vision(part)]
-        in_bf16 = {language, *others} != {"fp32"} and TARGETS[self.target].backend == "openvino"
+        if {language, *others} != {"fp32"} and TARGETS[self.target].backend == "openvino":
+            activations = "bf16"
         return Precision(
             vision=number_format(choice.vision),
             language=language,
             overrides={part: number_format(of) for part, of in choice.overrides},
             kv=choice.kv,
             int4_block=self.int4_block,
-            activations="bf16" if in_bf16 else "fp32",
+            activations=activations,
         )
 
 
+def check_bundle_settings(settings: Settings) -> Target:
+    """Refuse what no bundle can be built of, before any work.
+
+    Raises:
+        TargetError: as `check_settings`, or bundles for the target cannot be built.
+        CapacityError, DependencyError: as `check_settings`.
+    """
+    _check_precisions(settings)
+    check_buildable(settings.target)
+    return check_settings(settings)
+
+
 def check_settings(settings: Settings) -> Target:
-    """Refuse what cannot be built, before any work.
+    """Refuse what cannot be exported, before any work.
 
     Raises:
         TargetError: an illegal target, precision or int4 block, or a precision that needs a
@@ -87,22 +103,12 @@ def check_settings(settings: Settings) -> Target:
         CapacityError: a KV capacity beyond the model's positions.
         DependencyError: the backend's library is missing.
     """
-    choice = settings.choice
-    for part, precision in choice.named():
-        target = check_target(settings.target, precision)
-        if is_vision(part) and precision not in VISION_PRECISIONS:
-            raise TargetError(
-                f"precision {settings.precision}: expected {', '.join(VISION_PRECISIONS)} for the "
-                f"vision tower, as in int8_sq/int4_awq, got {precision!r} for {part}."
-            )
-    require_buildable(settings.target)
-    if choice.kv not in target.kv:
-        raise TargetError(
-            f"precision {settings.precision}: expected keys and values (kv) in "
-            f"{' or '.join(target.kv)} on {settings.target}, got {choice.kv!r}."
-        )
-    _check_calibration(settings)
-    dialect_of(target.backend)  # raises where its library is missing
+    target = _check_precisions(settings)
+    dialect = dialect_of(target.backend)  # raises where its library is missing
+    _check_formats(settings, dialect)
+    kept = [of for of in target.kv if of in dialect.kv]
+    _check_kv(settings, kept)
+    _check_calibration(settings, dialect, kept)
     if settings.int4_block not in INT4_BLOCKS:
         raise TargetError(
             f"int4 block {settings.int4_block}: expected one of "
@@ -116,16 +122,58 @@ def check_settings(settings: Settings) -> Target:
     return target
 
 
-def _check_calibration(settings: Settings) -> None:
-    needed = settings.choice.is_calibrated
+def _check_precisions(settings: Settings) -> Target:
+    choice = settings.choice
+    for part, precision in choice.named():
+        target = check_target(settings.target, precision)
+        if is_vision(part) and precision not in VISION_PRECISIONS:
+            legal = [of for of in VISION_PRECISIONS if of in target.precisions]
+            raise TargetError(
+                f"precision {settings.precision}: expected {', '.join(legal)} for the vision "
+                f"tower, as in int8_sq/int4_awq, got {precision!r} for {part}."
+            )
+    return target
+
+
+def _check_formats(settings: Settings, dialect: Dialect) -> None:
+    for part, precision in settings.choice.named():
+        if number_format(precision) not in dialect.formats:
+            legal = TARGETS[settings.target].precisions
+            possible = [of for of in legal if number_format(of) in dialect.formats]
+            raise TargetError(
+                f"precision {settings.precision}: {precision!r} is legal on {settings.target}, but "
+                f"cannot be exported by this version. Expected {', '.join(possible)} for {part}."
+            )
+
+
+def _check_kv(settings: Settings, legal: Sequence[str]) -> None:
+    kept = settings.choice.kv
+    if kept not in legal:
+        raise TargetError(
+            f"precision {settings.precision}: expected keys and values (kv) in "
+            f"{' or '.join(legal)} on {settings.target}, got {kept!r}."
+        )
+
+
+def _check_calibration(settings: Settings, dialect: Dialect, kept: Sequence[str]) -> None:
+    needed = _is_calibrated(settings.choice, dialect)
+    bases = [of for of in PRECISIONS if of in TARGETS[settings.target].precisions]
+    fitted = [of for of in bases if _is_calibrated(read_choice(of), dialect)]
     if needed and settings.calibration is None:
         raise TargetError(
             f"precision {settings.precision}: expected --calibration, the folder that autovla-rt "
-            f"calibrate wrote, got none.\nCalibrate first, or choose fp32, int8, int8_wo or int4."
+            "calibrate wrote, got none.\nCalibrate first, or choose "
+            f"{', '.join(of for of in bases if of not in fitted)}."
         )
     if settings.calibration is not None and not needed:
+        fitted += [f"{KV}={of}" for of in kept if of != "auto"]
         raise TargetError(
             f"precision {settings.precision}: expected no --calibration, which it does not use, "
-            f"got {settings.calibration}.\nLeave it out, or choose {', '.join(NUMBER_FORMATS)} or "
-            "kv=int8."
+            f"got {settings.calibration}.\nLeave it out, or choose {', '.join(fitted)}."
         )
+
+
+def _is_calibrated(choice: Choice, dialect: Dialect) -> bool:
+    """Whether a precision can be had only with a calibration."""
+    ranged = dialect.ranged
+    return choice.is_calibrated or any(precision in ranged for _, precision in choice.named())

@@ -58,7 +58,7 @@ TARGETS = {
 }
 
 BUILDABLE_BACKENDS = ("ort", "openvino")
-"""Backends that this version emits engines for."""
+"""Backends that this version builds bundles for."""
 
 
 def check_target(name: str, precision: str) -> Target:
@@ -78,18 +78,19 @@ def check_target(name: str, precision: str) -> Target:
     return target
 
 
-def require_buildable(name: str) -> None:
-    """Refuse an existing target that this version emits no engine for.
+def check_buildable(name: str) -> None:
+    """Refuse a target that bundles cannot be built for.
 
     Raises:
-        TargetError: it does not, with the targets that it does.
+        TargetError: so it is.
     """
     target = TARGETS[name]
     if target.backend not in BUILDABLE_BACKENDS:
         buildable = [key for key, value in TARGETS.items() if value.backend in BUILDABLE_BACKENDS]
         raise TargetError(
-            f"target {name} ({target.description}) is legal, but its backend {target.backend} "
-            f"cannot be built by this version. Expected --target {' or '.join(buildable)}."
+            f"target {name} ({target.description}) is legal, but bundles for its backend "
+            f"{target.backend} cannot be built by this version. Expected --target "
+            f"{' or '.join(buildable)}; autovla-rt export writes ONNX for {name}."
         )
 
 

@@ -22,11 +22,16 @@ ALIGNMENT = 64
 ELEMENT_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
+    "float8_e4m3fn": TensorProto.FLOAT8E4M3FN,
     "int8": TensorProto.INT8,
     "uint8": TensorProto.UINT8,
+    "int4": TensorProto.INT4,
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
 }
+
+PACKED = {"float8_e4m3fn": 1, "int4": 2}
+"""Types that NumPy lacks, given as bytes (uint8) -> elements in each."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     length: int
+
+
+def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
+    """Return the NumPy type in which elements of a type are given."""
+    return np.dtype("uint8" if dtype in PACKED else dtype)
 
 
 class WeightFile:
@@ -55,15 +65,18 @@ class WeightFile:
     ) -> None:
         """Append a tensor given as consecutive chunks of its row-major elements.
 
+        Elements of `PACKED` types are given as bytes, the earlier of two in the low half.
+
         Raises:
             ValueError: the chunks do not add up to `shape`.
         """
         self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
         offset = self._file.tell()
+        element = numpy_dtype(dtype)
         for chunk in chunks:
-            self._file.write(np.ascontiguousarray(chunk, dtype=np.dtype(dtype)).data)
+            self._file.write(np.ascontiguousarray(chunk, element).data)
         length = self._file.tell() - offset
-        if length != int(np.prod(shape)) * np.dtype(dtype).itemsize:
+        if length * PACKED.get(dtype, 1) != int(np.prod(shape)) * element.itemsize:
             raise ValueError(f"{name}: {length} bytes written for shape {shape} of {dtype}")
         self._tensors[name] = StoredTensor(dtype, shape, offset, length)
 

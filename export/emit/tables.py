@@ -13,8 +13,9 @@ from numpy.lib.format import write_array_header_2_0
 from safetensors.numpy import save
 
 from autovla_rt.config import SPARE_POSITIONS, Camera, CompiledPrompt, Geometry, Precision
-from autovla_rt.errors import CheckpointError
+from autovla_rt.export.floats import fitting
 from autovla_rt.export.passes.static_mrope import VideoSpan, mrope_positions, rotary_tables
+from autovla_rt.export.tensors.model_names import EMBEDDING
 from autovla_rt.export.weight_source import HEAD, TEXT_HEAD, WeightSource, matrix_chunks
 
 
@@ -57,17 +58,9 @@ def emit_embeddings(source: WeightSource, precision: Precision, path: Path) -> N
 
     float16 beside quantized weights: its rounding (at most 2^-11 of a value) is far below theirs.
     """
-    limits = np.finfo(np.float32) if precision.language == "fp32" else np.finfo(np.float16)
-    dtype = limits.dtype
-    shape = source.shape("model.embed_tokens.weight")
-    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    dtype = np.dtype("float32" if precision.language == "fp32" else "float16")
+    header = {"descr": dtype.str, "fortran_order": False, "shape": source.shape(EMBEDDING)}
     with path.open("wb") as file:
         write_array_header_2_0(file, header)
         for chunk in matrix_chunks(source, ("model.embed_tokens",)):
-            largest = np.abs(chunk).max()
-            if largest > limits.max:
-                raise CheckpointError(
-                    f"model.embed_tokens.weight: expected values that fit {dtype}, got {largest:g}."
-                    " Build with --precision fp32, or check how the checkpoint was written."
-                )
-            file.write(np.ascontiguousarray(chunk.astype(dtype)).data)
+            file.write(np.ascontiguousarray(fitting(EMBEDDING, chunk, dtype.name)).data)

@@ -45,12 +45,16 @@ class Formats:
         int4_block: Inputs that share a scale in int4 and int8_wo.
         kv: Of the keys and values that are kept.
         ranges: Of a calibration; None without one.
+        floats: What is not quantized, "float32" or, in the `standard` dialect alone, "float16".
+        capacity: Positions of the kept keys and values; None leaves it to who runs the graph.
     """
 
     of: Callable[[str], str]
     int4_block: int = 128
     kv: str = "auto"
     ranges: Ranges | None = None
+    floats: str = "float32"
+    capacity: int | None = None
 
     @classmethod
     def uniform(cls, name: str, int4_block: int = 128) -> Formats:
@@ -68,15 +72,28 @@ class Dialect:
         suffix: Of a graph's file.
         keeps_weights: Whether graphs refer to that file, or have copied what they need of it.
         libraries: Packages whose versions a bundle records.
+        formats: Of linear layers' weights that it can write.
+        ranged: Those whose activation scales are static, so that they need a calibration's ranges.
+        floats: What is computed in where nothing is quantized.
+        kv: Number formats that keys and values can be kept in.
     """
 
     ops: Callable[[WeightSource, WeightFile, Formats], GraphOps]
     suffix: str
     keeps_weights: bool
     libraries: tuple[str, ...]
+    formats: tuple[str, ...]
+    ranged: tuple[str, ...] = ()
+    floats: str = "float32"
+    kv: tuple[str, ...] = ("auto",)
+
+
+MODULES = {"tensorrt": "standard"}
+"""Backend -> module of its dialect, where it has another name."""
 
 
 def dialect_of(backend: str) -> Dialect:
     """Return a backend's dialect; its library is imported only now."""
-    dialect: Dialect = import_module(f"autovla_rt.export.graph.{backend}").DIALECT
+    module = MODULES.get(backend, backend)
+    dialect: Dialect = import_module(f"autovla_rt.export.graph.{module}").DIALECT
     return dialect

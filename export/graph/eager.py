@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,33 @@ class Branches:
         return ~seen
 
 
+class Rounding(Protocol):
+    """What a number format makes of what linear layers read."""
+
+    def weights(self, modules: tuple[str, ...], rows: Float) -> Float:
+        """Round [n, K] weights."""
+        ...
+
+    def inputs(self, modules: tuple[str, ...], rows: Float) -> Float:
+        """Round [M, K] inputs."""
+        ...
+
+
+class Unrounded:
+    """Leaves all as it is."""
+
+    def weights(self, _modules: tuple[str, ...], rows: Float) -> Float:
+        """Return them."""
+        return rows
+
+    def inputs(self, _modules: tuple[str, ...], rows: Float) -> Float:
+        """Return them."""
+        return rows
+
+
+UNROUNDED = Unrounded()
+
+
 def kv_names(layer: int) -> tuple[str, str]:
     """Return the names under which a layer's keys, rotated, and values are observed."""
     attention = f"model.layers.{layer}.self_attn"
@@ -77,6 +104,7 @@ class EagerOps:
         tables: Rotary cos and sin [n, head_dim/2] of the language model; none for a vision tower.
         layouts: Of the language model's samples; without, each is one text.
         observe: Is shown the input of every linear layer.
+        rounding: Of what linear layers read.
     """
 
     def __init__(
@@ -85,8 +113,9 @@ class EagerOps:
         tables: tuple[Float, Float] | None = None,
         layouts: Sequence[Branches] | None = None,
         observe: Observer = ignore,
+        rounding: Rounding = UNROUNDED,
     ) -> None:
-        self._source, self._observe = source, observe
+        self._source, self._observe, self._rounding = source, observe, rounding
         self._tables, self._layouts = tables, layouts
         self._count = 0
 
@@ -105,11 +134,12 @@ class EagerOps:
         """[M, K] -> [M, N], all samples in one product for each chunk of weights."""
         rows = arrays_of(x)
         self._observe(modules, x, rows)
-        stacked = np.concatenate(rows)
+        stacked = self._rounding.inputs(modules, np.concatenate(rows))
         y = np.empty((len(stacked), matrix_shape(self._source, modules)[0]), np.float32)
         start = 0
         for chunk in matrix_chunks(self._source, modules):
-            np.matmul(stacked, chunk.T, out=y[:, start : start + len(chunk)])
+            weights = self._rounding.weights(modules, chunk)
+            np.matmul(stacked, weights.T, out=y[:, start : start + len(chunk)])
             start += len(chunk)
         if bias:
             y += np.concatenate([self._vector(f"{module}.bias") for module in modules])

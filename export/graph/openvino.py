@@ -322,4 +322,10 @@ def _integers(value: int) -> Node:
     return ops.constant(np.array([value], np.int64))
 
 
-DIALECT = Dialect(OpenVinoOps, suffix=".xml", keeps_weights=False, libraries=("openvino",))
+DIALECT = Dialect(
+    OpenVinoOps,
+    suffix=".xml",
+    keeps_weights=False,
+    libraries=("openvino",),
+    formats=tuple(WEIGHTS),
+)

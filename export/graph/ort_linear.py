@@ -6,13 +6,13 @@ activation scales are per row (int8) or per block of a row (int4).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autovla_rt.export.graph.onnx_ops import OnnxOps, vector
 from autovla_rt.export.graph.ops import Value
 from autovla_rt.export.quantize import (
     INT8_MAX,
@@ -20,52 +20,33 @@ from autovla_rt.export.quantize import (
     int8_blockwise,
     int8_per_channel,
 )
-from autovla_rt.export.weight_file import WeightFile
-from autovla_rt.export.weight_source import WeightSource, matrix_chunks, matrix_shape
+from autovla_rt.export.weight_source import matrix_chunks, matrix_shape
+
+CONTRIB = "com.microsoft"
 
 
-class NodeSink(ABC):
-    """What a lowering needs of the graph under construction."""
+class ContribOps(OnnxOps):
+    """ONNX with ONNX Runtime's own operators."""
 
-    @abstractmethod
-    def node(
-        self, operator: str, inputs: Sequence[Value], outputs: int = 1, **attributes: Any
-    ) -> list[Value]:
-        """Append one node of the standard domain."""
-
-    @abstractmethod
     def contrib(
         self, operator: str, inputs: Sequence[Value], outputs: int = 1, **attributes: Any
     ) -> list[Value]:
         """Append one node of ONNX Runtime's domain."""
+        return self._append(CONTRIB, operator, inputs, self._names(operator, outputs), attributes)
 
-    @abstractmethod
-    def constant(self, name: str, array: NDArray[np.generic]) -> Value:
-        """Make a small constant."""
-
-    @abstractmethod
-    def stored(self, name: str) -> Value:
-        """Refer to a tensor of the weight file."""
-
-    @abstractmethod
     def bias(self, modules: Sequence[str]) -> Value:
         """Store the stacked biases of several modules."""
-
-    @property
-    @abstractmethod
-    def source(self) -> WeightSource:
-        """Where weights are read from."""
-
-    @property
-    @abstractmethod
-    def weights(self) -> WeightFile:
-        """Where weights are written to."""
+        name = "+".join(f"{module}.bias" for module in modules)
+        if name not in self.weights:
+            stacked = vector(self.source, [f"{module}.bias" for module in modules])
+            self.weights.add(name, "float32", stacked.shape, [stacked])
+        return self.stored(name)
 
 
 class Linear(Protocol):
     """A precision's lowering of y = x Wᵀ + b."""
 
-    def lower(self, graph: NodeSink, x: Value, modules: tuple[str, ...], bias: bool) -> Value:
+    def lower(self, graph: ContribOps, x: Value, modules: tuple[str, ...], bias: bool) -> Value:
         """Append the nodes and store the weights; returns y [M, N]."""
         ...
 
@@ -73,7 +54,7 @@ class Linear(Protocol):
 class Fp32Linear:
     """Gemm over float32 weights."""
 
-    def lower(self, graph: NodeSink, x: Value, modules: tuple[str, ...], bias: bool) -> Value:
+    def lower(self, graph: ContribOps, x: Value, modules: tuple[str, ...], bias: bool) -> Value:
         """Append one Gemm."""
         name = "+".join(modules) + ".weight"
         if name not in graph.weights:
@@ -95,7 +76,7 @@ class Int8Linear:
     def __init__(self) -> None:
         self._quantized: dict[Value, tuple[Value, Value]] = {}
 
-    def lower(self, graph: NodeSink, x: Value, modules: tuple[str, ...], bias: bool) -> Value:
+    def lower(self, graph: ContribOps, x: Value, modules: tuple[str, ...], bias: bool) -> Value:
         """Append activation quantization (shared by all users of x), product and rescaling."""
         name = "+".join(modules) + ".weight"
         if f"{name}.int8" not in graph.weights:
@@ -114,7 +95,7 @@ class Int8Linear:
         (y,) = graph.node("Mul", [product, magnitude])
         return graph.node("Add", [y, graph.bias(modules)])[0] if bias else y
 
-    def _store(self, graph: NodeSink, name: str, modules: tuple[str, ...]) -> None:
+    def _store(self, graph: ContribOps, name: str, modules: tuple[str, ...]) -> None:
         rows, width = matrix_shape(graph.source, modules)
         codes, scales = np.empty((width, rows), np.int8), np.empty(rows, np.float32)
         start = 0
@@ -126,7 +107,7 @@ class Int8Linear:
         graph.weights.add(f"{name}.int8", "int8", codes.shape, [codes])
         graph.weights.add(f"{name}.scale", "float32", scales.shape, [scales])
 
-    def _activation(self, graph: NodeSink, x: Value) -> tuple[Value, Value]:
+    def _activation(self, graph: ContribOps, x: Value) -> tuple[Value, Value]:
         if x not in self._quantized:
             axis = graph.constant("last_axis", np.array([-1], np.int64))
             (absolute,) = graph.node("Abs", [x])
@@ -160,7 +141,7 @@ class BlockLinear:
     def __init__(self, block: int, bits: int, accuracy_level: int) -> None:
         self._block, self._bits, self._level = block, bits, accuracy_level
 
-    def lower(self, graph: NodeSink, x: Value, modules: tuple[str, ...], bias: bool) -> Value:
+    def lower(self, graph: ContribOps, x: Value, modules: tuple[str, ...], bias: bool) -> Value:
         """Append one MatMulNBits."""
         name = "+".join(modules) + f".weight.int{self._bits}"
         rows, width = matrix_shape(graph.source, modules)
@@ -180,7 +161,7 @@ class BlockLinear:
         )[0]
 
     def _store(
-        self, graph: NodeSink, name: str, modules: tuple[str, ...], rows: int, width: int
+        self, graph: ContribOps, name: str, modules: tuple[str, ...], rows: int, width: int
     ) -> None:
         blocks = -(-width // self._block)
         scales = np.empty((rows, blocks), np.float32)

@@ -11,7 +11,7 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export import build
 from autovla_rt.export.progress import NoProgress
-from autovla_rt.export.settings import Settings
+from autovla_rt.export.settings import Settings, check_settings
 
 SIZES = dict.fromkeys(CAMERAS, (1920, 1080))
 
@@ -142,5 +142,5 @@ def test_cameras_stand_in_the_order_of_the_prompt(model):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_every_precision_is_legal_for_the_cpu(precision):
-    assert build.check_settings(settings(precision=precision)).backend == "ort"
+    assert check_settings(settings(precision=precision)).backend == "ort"
     assert settings(precision=precision).parts.language == precision

@@ -3,27 +3,19 @@
 import numpy as np
 import pytest
 from demo_engine import contents
+from random_calibration import CAMERAS, plan, samples
 
-from autovla_rt.config import Camera, CompiledPrompt, VideoTokens
+from autovla_rt.config import CompiledPrompt
 from autovla_rt.errors import CalibrationError
 from autovla_rt.export.calibration import collect as collect_module
-from autovla_rt.export.calibration.collect import Plan, collect, step_names
+from autovla_rt.export.calibration.collect import collect, step_names
 from autovla_rt.export.calibration.record import (
     RECORD,
-    CalibrationRecord,
     read_record,
     require_fitting,
 )
-from autovla_rt.export.calibration.sample import Sample, TokenSequence, set_identity
 from autovla_rt.export.calibration.statistics import read_statistics
 from autovla_rt.export.progress import NoProgress
-
-CAMERAS = (
-    Camera(name="front", grid=(2, 4, 8)),
-    Camera(name="front_left", grid=(2, 4, 4)),
-)
-STARTS = {"front": 3, "front_left": 25}
-TOKENS = {"front": 16, "front_left": 8}
 
 
 class StoppedError(Exception):
@@ -40,39 +32,6 @@ class StopAfter(NoProgress):
         self.left -= elements
         if self.left < 0:
             raise StoppedError
-
-
-def samples(model, count=5, seed=0):
-    rng = np.random.default_rng(seed)
-    width = model.geometry.vision.patch_width
-
-    def of(number):
-        patches = {
-            camera.name: rng.standard_normal(
-                (2, camera.grid[1] * camera.grid[2], width), np.float32
-            )
-            for camera in CAMERAS
-        }
-        prompt, *answers = (
-            TokenSequence(rng.integers(0, 400, length), np.ones(length, np.float32))
-            for length in (40, 7, 12)
-        )
-        return Sample(f"scene-{number}", lambda: patches, prompt, tuple(answers))
-
-    return [of(number) for number in range(count)]
-
-
-def plan(model, given, checkpoint="a"):
-    videos = tuple(VideoTokens(camera=n, start=STARTS[n], count=TOKENS[n]) for n in STARTS)
-    prompt = CompiledPrompt(prefix_ids=tuple(range(40)), videos=videos, tail=())
-    record = CalibrationRecord(
-        checkpoint=checkpoint,
-        cameras=CAMERAS,
-        prompt=prompt,
-        scenes=tuple(sample.token for sample in given),
-        scenes_sha256=set_identity(given),
-    )
-    return Plan(model.weights(), model.geometry, record)
 
 
 @pytest.fixture(scope="module")

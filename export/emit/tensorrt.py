@@ -1,0 +1,162 @@
+"""Compiling the `standard` dialect's ONNX with TensorRT, or with TensorRT for RTX.
+
+Their Python APIs agree as far as this needs, so the module is a parameter; TensorRT for RTX names
+the device in the configuration, TensorRT compiles for the GPU at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from autovla_rt.errors import TargetError
+
+COMPILED = "Layers:"
+"""Begins the message that lists what was compiled."""
+
+Shape = tuple[int, ...]
+
+Module = Any
+"""tensorrt or tensorrt_rtx: neither has types."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that one dynamic dimension takes.
+
+    Attributes:
+        least: Smallest.
+        usual: That tactics are chosen for.
+        most: Largest.
+    """
+
+    least: int
+    usual: int
+    most: int
+
+
+SIZES = tuple(of.name for of in fields(Sizes))
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """A compiled graph.
+
+    Attributes:
+        plan: As the runtime library reads it.
+        layers: Of the network that was compiled.
+        compiled: The compiler's own list of what became of them, with types; as it logs it.
+    """
+
+    plan: bytes
+    layers: int
+    compiled: str
+
+
+def build_engine_plan(
+    trt: Module, onnx_path: Path, sm: int, dimensions: Mapping[str, Sizes]
+) -> EnginePlan:
+    """Compile a graph, strongly typed.
+
+    Args:
+        trt: The module tensorrt or tensorrt_rtx.
+        onnx_path: The graph; its weights lie beside it.
+        sm: CUDA compute capability without the dot; TensorRT itself compiles for the GPU at hand,
+            whichever that is.
+        dimensions: Sizes of the graph's dynamic dimensions, by name.
+
+    Raises:
+        TargetError: the compiler does not know the device or does not take the graph for it, or
+            sizes of a dimension are missing.
+    """
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_strongly_typed(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        said = [f"{of.node_operator()} {of.node_name()}: {of.desc()}" for of in errors]
+        raise _refusal(trt, onnx_path, sm, "parse", said)
+    configuration = builder.create_builder_config()
+    configuration.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _aim(trt, configuration, sm)
+    configuration.add_optimization_profile(_profile(builder, network, onnx_path, dimensions))
+    plan = builder.build_serialized_network(network, configuration)
+    if plan is None:
+        raise _refusal(trt, onnx_path, sm, "compile", logger.errors)
+    return EnginePlan(bytes(plan), network.num_layers, logger.compiled)
+
+
+def _logger(trt: Module) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps what the compiler says of failures and of its result, and prints nothing."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.compiled = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+            elif message.startswith(COMPILED):
+                self.compiled = message
+
+    return Logger()
+
+
+def _strongly_typed(trt: Module) -> int:
+    """Return the flags of a network whose types are the graph's, which some versions always are."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _aim(trt: Module, configuration: Any, sm: int) -> None:
+    """Choose the device, where it can be chosen."""
+    if not hasattr(configuration, "set_compute_capability"):
+        return
+    configuration.num_compute_capabilities = 1
+    capability = getattr(trt.ComputeCapability, f"SM{sm}", None)
+    if capability is None or not configuration.set_compute_capability(capability, 0):
+        known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+        raise TargetError(
+            f"SM {sm / 10:.1f}: expected one of {', '.join(known)} for {trt.__name__} "
+            f"{trt.__version__}. Compile on the device, with TensorRT."
+        )
+
+
+def _profile(builder: Any, network: Any, onnx_path: Path, dimensions: Mapping[str, Sizes]) -> Any:
+    """Give every dynamic input its smallest, usual and largest shape."""
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if -1 not in tuple(tensor.shape):
+            continue
+        names = [tensor.get_dimension_name(axis) for axis in range(len(tensor.shape))]
+        shapes = [_shape(tensor, names, which, onnx_path, dimensions) for which in SIZES]
+        profile.set_shape(tensor.name, *shapes)
+    return profile
+
+
+def _shape(
+    tensor: Any, names: list[str], which: str, path: Path, dimensions: Mapping[str, Sizes]
+) -> Shape:
+    sizes = []
+    for size, name in zip(tuple(tensor.shape), names, strict=True):
+        if size == -1 and name not in dimensions:
+            raise TargetError(
+                f"{path}: expected the sizes of dimension {name!r} of input {tensor.name}, got "
+                f"those of {', '.join(dimensions) or 'none'}."
+            )
+        sizes.append(getattr(dimensions[name], which) if size == -1 else size)
+    return tuple(sizes)
+
+
+def _refusal(trt: Module, path: Path, sm: int, step: str, errors: list[str]) -> TargetError:
+    said = "\n".join(errors) or "nothing"
+    return TargetError(
+        f"{path}: {trt.__name__} {trt.__version__} does not {step} the graph for SM {sm / 10:.1f}. "
+        f"It said:\n{said}\nExport with another --precision, or use a newer version."
+    )
