@@ -8,11 +8,12 @@ from pathlib import Path
 
 from autovla_rt.bundle import CalibrationUsed
 from autovla_rt.config import Camera, CompiledPrompt
-from autovla_rt.export.calibration.calibrated_weights import CalibratedWeights
+from autovla_rt.export.calibration.calibrated_weights import METHODS, CalibratedWeights
 from autovla_rt.export.calibration.collect import Plan, collect
 from autovla_rt.export.calibration.groups import Group, language_groups, vision_groups
 from autovla_rt.export.calibration.record import CalibrationRecord, read_record, require_fitting
 from autovla_rt.export.calibration.sample import Sample, set_identity
+from autovla_rt.export.calibration.static_methods import STATIC_METHODS
 from autovla_rt.export.formats import number_format
 from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.opened_model import OpenedModel
@@ -97,8 +98,9 @@ def _fitted(
     if settings.calibration is None:
         return weights, formats
     listed = list(groups)
+    methods = STATIC_METHODS if settings.dialect.ranged else METHODS
     calibrated = CalibratedWeights(
-        weights, listed, settings.calibration, chosen, settings.int4_block
+        weights, listed, settings.calibration, chosen, settings.int4_block, methods
     )
     progress.stage("rescaling", len(listed))
     calibrated.fit(model.weights(), progress.advance)

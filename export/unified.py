@@ -10,7 +10,7 @@ from pathlib import Path
 from autovla_rt.errors import TargetError
 from autovla_rt.export.calibration.calibrated_weights import CalibratedWeights
 from autovla_rt.export.calibration.groups import Group, language_groups, vision_groups
-from autovla_rt.export.calibration.unified_methods import UNIFIED_METHODS
+from autovla_rt.export.calibration.static_methods import STATIC_METHODS
 from autovla_rt.export.emit.unified_checkpoint import emit_checkpoint, linear_layers
 from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.opened_model import OpenedModel
@@ -60,7 +60,7 @@ def unified_weights(
     if settings.calibration is None:
         return weights, formats
     calibrated = CalibratedWeights(
-        weights, groups, settings.calibration, precision_of, settings.int4_block, UNIFIED_METHODS
+        weights, groups, settings.calibration, precision_of, settings.int4_block, STATIC_METHODS
     )
     progress.stage("rescaling", len(groups))
     calibrated.fit(model.weights(), progress.advance)

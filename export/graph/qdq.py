@@ -64,7 +64,8 @@ def _nibbles(codes: Float) -> NDArray[np.generic]:
 
 
 INT8 = CodeType("int8", -128, (-127, 127), np.rint, lambda codes: codes.astype(np.int8))
-INT4 = CodeType("int4", -8, (-8, 7), np.rint, _nibbles)
+INT4 = CodeType("int4", -7, (-7, 7), np.rint, _nibbles)
+"""As ModelOpt has it: the largest weight of a block is mapped to 7 or -7."""
 FP8 = CodeType(
     "float8_e4m3fn",
     -448,

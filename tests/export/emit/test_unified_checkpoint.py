@@ -11,7 +11,7 @@ from safetensors import safe_open
 from autovla_rt.config import CAMERAS
 from autovla_rt.errors import CheckpointError
 from autovla_rt.export import weight_source
-from autovla_rt.export.calibration.unified_methods import int4_symmetric_rounded
+from autovla_rt.export.calibration.static_methods import int4_symmetric_rounded
 from autovla_rt.export.emit.unified_config import model_config, quantization
 from autovla_rt.export.emit.unified_layers import Layer, float16_tensor, int4_weights
 from autovla_rt.export.graph.eager import EagerOps, arrays_of

@@ -1,6 +1,7 @@
-"""How channels are rescaled for a unified checkpoint, whose readers round otherwise than a CPU.
+"""How channels are rescaled for NVIDIA's engines, which round otherwise than a CPU's.
 
-Its int4 maps a block's largest weight to 7, not to -8, and its int8 inputs share one scale.
+Their int4 maps a block's largest weight to 7, not to -8, and their int8 inputs share one static
+scale.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def awq_symmetric(block: int) -> Method:
     return replace(awq(block), weights=lambda rows: int4_symmetric_rounded(rows, block))
 
 
-UNIFIED_METHODS: dict[str, Callable[[int], Method]] = {
+STATIC_METHODS: dict[str, Callable[[int], Method]] = {
     "int8_sq": lambda _block: smooth_quant_static(),
     "int4_awq": awq_symmetric,
 }
