@@ -46,7 +46,8 @@ class Formats:
         kv: Of the keys and values that are kept.
         ranges: Of a calibration; None without one.
         floats: What is not quantized, "float32" or, in the `standard` dialect alone, "float16".
-        capacity: Positions of the kept keys and values; None leaves it to who runs the graph.
+        capacity: Positions of the kept keys and values, where a graph fixes them (the `standard`
+            dialect's does); None leaves them to who runs it.
     """
 
     of: Callable[[str], str]
