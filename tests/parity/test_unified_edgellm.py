@@ -10,15 +10,22 @@ import subprocess
 import numpy as np
 import onnx
 import pytest
-from demo_engine import REPO, run
+from demo_engine import RECIPE, REPO
 from onnx import numpy_helper
 from safetensors import safe_open
+
+from autovla_rt.export.emit.unified_checkpoint import emit_checkpoint
+from autovla_rt.export.open_model import ModelFiles, open_model
+from autovla_rt.export.progress import NoProgress
+from autovla_rt.export.quantize import int4_symmetric
+from autovla_rt.export.settings import Settings
+from autovla_rt.export.unified import unified_weights
+from autovla_rt.export.unified_settings import check_unified
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
 
 EXPORTER = REPO / ".venv-edgellm" / "bin" / "tensorrt-edgellm-export"
-BLOCK = 128
 SM = {"agx-orin-64": 87, "agx-thor": 110}
 LAYERS = [f"model.layers.{index}" for index in range(4)]
 PROJECTIONS = [f"{layer}.self_attn.{letter}_proj" for layer in LAYERS for letter in "qkvo"]
@@ -41,9 +48,10 @@ NIBBLES = [
 
 
 class Exported:
-    """A checkpoint of ours and the graphs that were made of it."""
+    """Weights, the checkpoint of ours that they went into, and the graphs made of it."""
 
-    def __init__(self, checkpoint, graphs):
+    def __init__(self, source, checkpoint, graphs):
+        self.source = source
         with safe_open(checkpoint / "model.safetensors", "pt") as file:
             self.ours = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.language, self.vision = (
@@ -67,15 +75,18 @@ def export(demo, calibration, tmp_path_factory):
     if not EXPORTER.exists():
         pytest.skip(f"{EXPORTER} is missing: make .venv-edgellm/stamp")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    model = open_model(ModelFiles(demo.base, demo.config, recipe=RECIPE))
 
     def export(precision, target="agx-orin-64"):
         folder = tmp_path_factory.mktemp("edgellm")
-        options = [*demo.build_options, "--target", target, "--precision", precision]
-        if precision != "fp16":
-            options += ["--calibration", calibration, "--frame-size", "392x224"]
+        settings = Settings(
+            "c", target, precision, calibration=None if precision == "fp16" else calibration
+        )
+        check_unified(settings)
+        source, formats = unified_weights(model, settings, NoProgress())
         ours = folder / "ours"
-        done = run("export", "checkpoint", *options, "--out", ours, cache=folder)
-        assert done.returncode == 0, done.stderr
+        ours.mkdir()
+        emit_checkpoint(model, source, formats, ours)
         command = [EXPORTER, ours, folder / "graphs", "--target-sm", SM[target]]
         done = subprocess.run(
             [*map(str, command)],
@@ -86,9 +97,10 @@ def export(demo, calibration, tmp_path_factory):
             env=environment,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        return Exported(ours, folder / "graphs")
+        return Exported(source, ours, folder / "graphs")
 
-    return export
+    with model.checkpoint:
+        yield export
 
 
 def same(found, name):
@@ -142,13 +154,12 @@ def test_int4_weights(export, precision):
         "Int4GroupwiseGemmPluginV2"
     ) == len(PROJECTIONS + MLPS)
     for module in PROJECTIONS + MLPS:
-        packed = found.ours[f"{module}.weight"].numpy()
-        codes = np.empty((2 * len(packed), packed.shape[1]), np.uint8)
-        codes[0::2], codes[1::2] = packed & 15, packed >> 4
-        theirs = fragment_codes(found.theirs(f"{module}.weight"), *codes.shape)
-        np.testing.assert_array_equal(theirs, (codes + 8) % 16, err_msg=module)
-        scales = found.ours[f"{module}.weight_scale"].numpy().T.astype(np.float16)
-        np.testing.assert_array_equal(found.theirs(f"{module}.weight_scale"), scales)
+        name = f"{module}.weight"
+        rows = found.source.rows(name, 0, found.source.shape(name)[0])
+        codes, scales = int4_symmetric(rows, 128)
+        theirs = fragment_codes(found.theirs(name), *codes.shape)
+        np.testing.assert_array_equal(theirs, codes + 8, err_msg=module)
+        np.testing.assert_array_equal(found.theirs(f"{name}_scale"), scales.T.astype(np.float16))
     if precision != "int4_awq":
         for module in VISION:
             same(found, f"{module}.weight")
