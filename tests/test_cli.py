@@ -260,8 +260,14 @@ def test_inspect_in_json(invoke, demo):
     answer = invoke.json("inspect", demo.engine, "--json", "--verify")
     manifest = json.loads((demo.engine / "engine.json").read_text())
     assert answer == {"sha256": answer["sha256"], **manifest}
-    parts = {"vision": "int8", "language": "int8", "int4_block": 128, "activations": "fp32"}
-    assert answer["precision"] == parts
+    assert answer["precision"] == {
+        "vision": "int8",
+        "language": "int8",
+        "overrides": {},
+        "kv": "auto",
+        "int4_block": 128,
+        "activations": "fp32",
+    }
     assert answer["notes"] == ["a note"]
     assert {path.name for path in demo.engine.iterdir()} == {"engine.json", *answer["files"]}
 
