@@ -40,7 +40,8 @@ def layers(demo):
         rows[:, rng.choice(rows.shape[1], 3, replace=False)] *= 40
         for reader in group.readers:
             name = f"{reader}.weight"
-            found[reader] = weights.rows(name, 0, min(weights.shape(name)[0], 512)), rows
+            matrix = weights.rows(name, 0, min(weights.shape(name)[0], 512))
+            found[reader] = matrix.reshape(len(matrix), -1), rows  # the patches' is a kernel
     model.checkpoint.close()
     return found
 
