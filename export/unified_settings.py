@@ -47,8 +47,8 @@ def check_unified(settings: Settings) -> Target:
     _check_target(settings)
     choice = unified_choice(settings)
     for part, precision in choice.named():
-        _check_part(settings, part, precision)
         check_target(settings.target, precision)
+        _check_part(settings, part, precision)
     target = TARGETS[settings.target]
     legal = [kv for kv in KV_FORMATS if kv in target.kv]
     if choice.kv not in legal:
@@ -76,9 +76,11 @@ def _check_target(settings: Settings) -> None:
 
 def _check_part(settings: Settings, part: str, precision: str) -> None:
     legal: tuple[str, ...] = VISION_PRECISIONS if is_vision(part) else PRECISIONS
+    target = TARGETS[settings.target]
+    legal = tuple(name for name in legal if name in target.precisions)
     if part == TEXT_HEAD:
         legal = ("fp16",)  # it is the embedding
-    elif TARGETS[settings.target].sm in EDGE_LLM_SMS:
+    elif target.sm in EDGE_LLM_SMS:
         # Its parser knows no W8A16 and would take the integers for float16 weights.
         legal = tuple(name for name in legal if name != "int8_wo")
     if precision not in legal:

@@ -92,8 +92,9 @@ class QdqFormat:
     def floats(self, formats: Formats) -> str:
         """Return the float type of scales, and of what the layer reads and returns.
 
-        float32 where codes are multiplied by codes: TensorRT for RTX multiplies by the scales of
-        the channels behind the product, and bare sums of codes are beyond float16.
+        float32 where codes are multiplied by codes: in float16 TensorRT for RTX's compiled plans
+        list the scales behind a product that is float16 already, and bare sums of codes are beyond
+        it. That they would overflow is inferred from the plans, which were not executed.
         """
         return formats.floats if self.inputs is None else "float32"
 

@@ -1,0 +1,97 @@
+"""Graphs and checkpoints of the miniature for NVIDIA's engines, taken by NVIDIA's own compiler.
+
+    python bench/nvidia_graphs.py OUT
+
+Calibrates the miniature on its tracked scenes, exports the standard dialect in every precision, and
+has TensorRT for RTX parse and compile each graph (make .venv-rtx/stamp): built, not executed. Then
+writes the unified checkpoint of each precision that has one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from export_3b import REPO
+from quantization import command, model_options
+
+PYTHON = REPO / ".venv-rtx" / "bin" / "python"
+SCRIPT = REPO / "tests" / "parity" / "rtx_build.py"
+GRAPHS = ("vision_8x14.onnx", "language.onnx", "text_head.onnx")
+
+BUILDS = (
+    ("fp16", 86),
+    ("int8_wo", 86),
+    ("int8", 86),
+    ("int8_sq", 86),
+    ("int8_sq/int4_awq", 86),
+    ("fp16/int4_awq", 89),
+    ("fp8", 86),
+    ("fp8", 89),
+    ("fp8", 120),
+)
+"""Precision, and compute capability that it is compiled for."""
+
+CHECKPOINTS = ("fp16", "int8_sq", "int8_sq/int8_sq", "int4_awq", "int8_sq/int4_awq", "fp8")
+UNCALIBRATED = ("fp16", "int8_wo")
+
+
+def options(out: Path, precision: str) -> str:
+    """Return the options that an export of the miniature needs."""
+    calibration = "" if precision in UNCALIBRATED else f"--calibration {out}/calibration"
+    return f"{model_options(out, 'plain')} {calibration} --precision {precision}"
+
+
+def graphs(out: Path, precision: str) -> Path:
+    """Export the graphs, for a device that may compute in all precisions; returns their folder."""
+    folder = out / precision.replace("/", "-")
+    if not folder.exists():
+        command(f"export all {options(out, precision)} --target rtx-sm89 --out {folder}")
+    return folder
+
+
+def row(out: Path, precision: str, sm: int) -> str:
+    """Return a line of the table: layers, seconds and megabytes of each graph, or what was said."""
+    folder = graphs(out, precision)
+    words = [PYTHON, "-P", SCRIPT, REPO, sm, *(folder / name for name in GRAPHS)]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    cells = [precision, f"{sm // 10}.{sm % 10}"]
+    for of in found.values():
+        if "error" in of:
+            cells.append("refused: " + of["error"].partition("It said:\n")[2].splitlines()[0])
+        else:
+            megabytes = of["bytes"] / 1e6
+            cells.append(f"{of['layers']} / {of['seconds']:.1f} / {megabytes:.1f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Calibrate and export what is missing, compile, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    scenes = REPO / "calib_data" / "miniature"
+    if not (out / "calibration").exists():
+        given = f"--scenes {scenes}/scenes --sensor-root {scenes}/sensors --count 16"
+        command(f"calibrate {model_options(out, 'plain')} {given} --out {out}/calibration")
+    print("| Precision | SM | Vision | Language | Text head |\n|---|---|---|---|---|")
+    for precision, sm in BUILDS:
+        print(row(out, precision, sm), flush=True)
+    print("\n| Unified checkpoint | MB |\n|---|---|")
+    for precision in CHECKPOINTS:
+        folder = out / f"checkpoint-{precision.replace('/', '-')}"
+        target = "agx-thor" if precision == "fp8" else "agx-orin-64"
+        if not folder.exists():
+            words = f"export checkpoint {options(out, precision)} --target {target}"
+            command(f"{words} --out {folder}")
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+        print(f"| {precision} | {size:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
