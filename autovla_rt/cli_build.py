@@ -278,28 +278,16 @@ def build(
             build_engine(model, settings, out, progress)
         else:
             require_library("matplotlib", "--scenes")
-            from dataclasses import replace
-
-            from autovla_rt.build_gate import BuildGate, reference_engine
-            from autovla_rt.fit import Bench, fit_folder, search
-            from autovla_rt.fit_report import print_fit, write_report
+            from autovla_rt.judged_build import Judging, judged_build
             from autovla_rt.precision_search import read_wish
             from autovla_rt.runtime.evaluation.gate import read_limits
-            from autovla_rt.runtime.evaluation.run import scene_files
 
-            limits, wish = read_limits(gate), read_wish(fit)
+            limits = read_limits(gate)
             if max_ade_increase is not None:
                 limits["ade_increase"] = max_ade_increase
-            scene_files(scenes)
-            with reference_engine(model, settings, against, out, progress) as reference:
-                judge = BuildGate(scenes, sensor_root, reference, limits)
-                if is_fitted:
-                    bench = Bench(model, settings, judge, fit_folder(out), progress)
-                    found = search(bench, settings, wish, limits)
-                    print_fit(found)
-                    judge = replace(judge, report=lambda folder: write_report(folder, found, wish))
-                    settings = settings.with_precision(found.chosen.precision)
-                quality = build_engine(model, settings, out, progress, judge).quality
+            wish = read_wish(fit) if is_fitted else None
+            judging = Judging(scenes, sensor_root, against, limits, wish)
+            quality = judged_build(model, settings, out, progress, judging).quality
     _log(f"engine bundle: {out}")
     if quality is not None and not quality.passed:
         raise _not_passed(out, quality)

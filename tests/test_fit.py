@@ -154,7 +154,7 @@ def test_a_build_chooses_its_precisions_and_keeps_the_report(
     assert len((out / "fit.csv").read_text().splitlines()) == 3
 
     before = (tmp_path / "engine.fit" / "measurements.jsonl").read_bytes()
-    code, _, said = invoke("build", *options, "--fit", "latency=1e-3")
+    code, _, said = invoke("build", *options, "--fit", "latency=1e-3", "--gate", "scenes=1")
     assert code == 16
     assert "the fastest is predicted at" in said
     assert (tmp_path / "engine.fit" / "measurements.jsonl").read_bytes() == before
@@ -163,8 +163,14 @@ def test_a_build_chooses_its_precisions_and_keeps_the_report(
     other = [*options[:-1], tmp_path / "other"]
     (tmp_path / "other.fit").mkdir()
     (tmp_path / "other.fit" / "measurements.jsonl").write_text('{"checkpoint": "another"}\n')
-    said = invoke.refused(3, "build", *other, "--fit", "latency=50")
+    said = invoke.refused(3, "build", *other, "--fit", "latency=50", "--gate", "scenes=1")
     assert "expected measurements of this checkpoint, calibration, target, scenes" in said
+
+
+def test_too_few_scenes_are_refused_before_any_work(demo, invoke, tmp_path, given):
+    words = [*demo.build_options, *given, "--fit", "latency=50", "--out", tmp_path / "e"]
+    assert "expected at least 50 scenes, got 1" in invoke.refused(3, "build", *words)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
