@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from autovla_rt.errors import CheckpointError
 from autovla_rt.export.emit.shards import Piece, Stored
+from autovla_rt.export.floats import fitting
 from autovla_rt.export.graph.dialect import Ranges
 from autovla_rt.export.quantize import (
     FP8_MAX,
@@ -80,10 +80,10 @@ def float16_tensor(source: WeightSource, name: str) -> Stored:
 
     def pieces() -> Iterator[Piece]:
         if len(shape) == 1:
-            yield name, _float16(name, source.rows(name, 0, shape[0]))
+            yield name, fitting(name, source.rows(name, 0, shape[0]), "float16")
             return
         for rows in matrix_chunks(source, (name.removesuffix(".weight"),)):
-            yield name, _float16(name, rows)
+            yield name, fitting(name, rows, "float16")
 
     return Stored({name: TensorInfo(shape, F16)}, pieces)
 
@@ -167,13 +167,3 @@ def _scale(largest: Float, most: int) -> NDArray[np.float32]:
     """Scale [] that maps the largest magnitude to `most`; 1 where all are zero."""
     scale = np.float32(largest.max() / most)
     return np.array(scale if scale > SMALLEST_SCALE else 1, np.float32)
-
-
-def _float16(name: str, values: Float) -> NDArray[np.float16]:
-    largest, most = np.abs(values).max(), np.finfo(np.float16).max
-    if largest > most:
-        raise CheckpointError(
-            f"{name}: expected values that fit float16, at most {most:g}, got {largest:g}.\n"
-            "Check how the checkpoint was written, or choose another calibration."
-        )
-    return values.astype(np.float16)
