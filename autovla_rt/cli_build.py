@@ -237,6 +237,9 @@ def build(
             min=0, help="As a share: choose the fastest precisions that keep it, and the gate."
         ),
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the engines that --fit times [every core].")
+    ] = None,
     note: Annotated[list[str] | None, typer.Option(help="Remark kept in the bundle.")] = None,
 ) -> None:
     """Build an engine bundle: export, quantize, judge on scenes if given, write atomically.
@@ -248,6 +251,8 @@ def build(
         raise typer.BadParameter(
             "--sensor-root, --against, --gate, --fit and --max-ade-increase go with --scenes"
         )
+    if threads is not None and not is_fitted:
+        raise typer.BadParameter("--threads goes with --fit or --max-ade-increase")
     if is_fitted and precision is not None:
         raise typer.BadParameter("--fit and --max-ade-increase choose the precision themselves")
     if scenes is not None and sensor_root is None:
@@ -286,7 +291,7 @@ def build(
             if max_ade_increase is not None:
                 limits["ade_increase"] = max_ade_increase
             wish = read_wish(fit) if is_fitted else None
-            judging = Judging(scenes, sensor_root, against, limits, wish)
+            judging = Judging(scenes, sensor_root, against, limits, wish, threads)
             quality = judged_build(model, settings, out, progress, judging).quality
     _log(f"engine bundle: {out}")
     if quality is not None and not quality.passed:

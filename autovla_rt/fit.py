@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -39,19 +40,20 @@ from autovla_rt.precision_search import (
     ranked,
     spell,
 )
+from autovla_rt.runtime.decoding_options import Mode
 from autovla_rt.runtime.device import describe_device
 from autovla_rt.runtime.evaluation.gate import judge
 from autovla_rt.runtime.evaluation.run import Evaluation, close_engines, evaluate, scene_files
 from autovla_rt.runtime.evaluation.summary import summarise
-from autovla_rt.runtime.profile import ProfileSettings, percentiles, profile
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import read_scene
 
 Record = dict[str, Any]
 
 MEASUREMENTS = "measurements.jsonl"
 LOSSES = ("action_kl", "decision_kl", "text_kl")
-WARM_UP, LEAST_REQUESTS, MOST_REQUESTS, SECONDS = 2, 5, 40, 10
-"""Of the latency of each engine: requests before, and how many count."""
+TIMED_SCENES, TIMED_REQUESTS = 8, 5
+"""Scenes that an engine is timed on, and how often it plans each after one that does not count."""
 
 TRIES = 8
 """Combinations that are built and judged whole before the search gives up."""
@@ -113,6 +115,7 @@ class Bench:
         gate: Scenes, and the engine that all are compared with.
         folder: Keeps what was measured.
         progress: Is told how far it is.
+        threads: Of each engine; None takes every core.
     """
 
     def __init__(
@@ -122,10 +125,11 @@ class Bench:
         gate: BuildGate,
         folder: Path,
         progress: Progress,
+        threads: int | None = None,
     ) -> None:
         self._model, self._settings, self._reference = model, settings, gate.reference
         self._scenes, self._sensor_root = scene_files(gate.scenes), gate.sensor_root
-        self._folder, self._progress = folder, progress
+        self._folder, self._progress, self._threads = folder, progress, threads
         make_folder(folder)
         self._known = _read(folder / MEASUREMENTS, self._identity())
 
@@ -146,14 +150,14 @@ class Bench:
         engine, lines = self._folder / "candidate", self._folder / "lines"
         try:
             build_engine(self._model, settings, engine, NoProgress())
-            evaluation = Evaluation(engine, self._reference, self._sensor_root)
+            evaluation = Evaluation(engine, self._reference, self._sensor_root, self._threads)
             records = []
             for record in evaluate(evaluation, self._scenes, lines):
                 records.append(record)
                 self._progress.advance(1)
             close_engines()
             summary = summarise(records)
-            ms, mib = measure_speed(engine, self._scenes[0], self._sensor_root)
+            ms, mib = measure_speed(engine, self._scenes, self._sensor_root, self._threads)
             size = sum(path.stat().st_size for path in engine.iterdir() if path.is_file()) / 1e6
         finally:
             close_engines()
@@ -180,6 +184,7 @@ class Bench:
             "cameras": [camera.model_dump(mode="json") for camera in cameras],
             "against": load_bundle(self._reference).manifest.precision.model_dump(mode="json"),
             "scenes": [path.stem for path in self._scenes],
+            "threads": self._threads,
             "device": describe_device(),
         }
 
@@ -275,21 +280,32 @@ def _nothing_fits(
     return "\n".join(lines)
 
 
-def measure_speed(engine: Path, scene: Path, sensor_root: Path) -> tuple[float, float]:
-    """Return milliseconds of a fast plan, median, and MiB of a process that does nothing else."""
+def measure_speed(
+    engine: Path, scenes: Sequence[Path], sensor_root: Path, threads: int | None = None
+) -> tuple[float, float]:
+    """Return milliseconds of a fast plan and MiB at the peak, of a process that does nothing else.
+
+    Several scenes, since how many passes a plan takes is luck: the mean of each one's median.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_speed, engine, scene, sensor_root).result()
+        return pool.submit(_speed, engine, scenes, sensor_root, threads).result()
 
 
-def _speed(engine: Path, scene: Path, sensor_root: Path) -> tuple[float, float]:
-    bundle, request = load_bundle(engine), read_scene(scene, sensor_root)
-    settings = ProfileSettings(
-        requests=1, warm_up=WARM_UP, mode="fast" if bundle.manifest.use_cot else "auto"
-    )
-    (first,) = profile(bundle, request, settings)
-    count = int(min(max(1e3 * SECONDS / first.ms, LEAST_REQUESTS), MOST_REQUESTS))
-    measured = profile(bundle, request, replace(settings, requests=count))
-    return percentiles([of.ms for of in measured])["p50"], peak_memory() / 2**20
+def _speed(
+    engine: Path, scenes: Sequence[Path], sensor_root: Path, threads: int | None
+) -> tuple[float, float]:
+    planner = Planner.load(engine, threads=threads)
+    mode: Mode = "fast" if planner.bundle.manifest.use_cot else "auto"
+    medians = []
+    for scene in scenes[:: max(len(scenes) // TIMED_SCENES, 1)][:TIMED_SCENES]:
+        request = read_scene(scene, sensor_root)
+        seconds: list[float] = []
+        for _ in range(TIMED_REQUESTS + 1):
+            start = perf_counter()
+            planner.plan(request, mode=mode)
+            seconds.append(perf_counter() - start)
+        medians.append(1e3 * float(np.median(seconds[1:])))
+    return float(np.mean(medians)), peak_memory() / 2**20
 
 
 def _read(path: Path, identity: Record) -> dict[str, Measurement]:
@@ -305,8 +321,9 @@ def _read(path: Path, identity: Record) -> dict[str, Measurement]:
             break
     if not lines or lines[0] != json.loads(json.dumps(identity)):
         raise InputError(
-            f"{path}: expected measurements of this checkpoint, calibration, target, scenes and "
-            "machine, got others.\nRemove the folder to measure anew, or choose another --out."
+            f"{path}: expected measurements of this checkpoint, calibration, target, scenes, "
+            "threads and machine, got others.\nRemove the folder to measure anew, or choose "
+            "another --out."
         )
     write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return {

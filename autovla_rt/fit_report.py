@@ -60,7 +60,7 @@ def report_of(found: Found, wish: Wish) -> Record:
             for (part, name), of in found.alone.items()
         ],
         "tried": [_measured(of) for of in found.tried],
-        "front": [_predicted(of) for of in pareto(found.candidates)],
+        "front": [_predicted(of) for of in pareto(found.candidates, wish)],
         "combinations": len(found.candidates),
     }
 
@@ -85,9 +85,9 @@ def alone_told(found: Found) -> Iterator[list[str]]:
         yield [part, name, *_figures(of.figures), *_driving(of)]
 
 
-def front_told(found: Found) -> Iterator[list[str]]:
+def front_told(found: Found, wish: Wish) -> Iterator[list[str]]:
     """Yield rows of `FRONT`: what no other combination beats, then what was measured."""
-    for candidate in pareto(found.candidates):
+    for candidate in pareto(found.candidates, wish):
         here = "chosen" if candidate.precision == found.chosen.precision else ""
         yield [candidate.precision, *_figures(candidate.figures), f"{here} predicted".strip()]
     for measurement in found.tried:
@@ -95,13 +95,13 @@ def front_told(found: Found) -> Iterator[list[str]]:
         yield [measurement.precision, *_figures(measurement.figures), f"{here}measured"]
 
 
-def print_fit(found: Found) -> None:
+def print_fit(found: Found, wish: Wish) -> None:
     """Print what a search measured, and the combinations that none other beats."""
     parts = Table(*ALONE, title="each part alone, the others as in the reference")
     for row in alone_told(found):
         parts.add_row(*row)
     front = Table(*FRONT, title=f"of {len(found.candidates)} combinations, not beaten by another")
-    for row in front_told(found):
+    for row in front_told(found, wish):
         front.add_row(*row)
     print_tables(parts, front)
 
@@ -153,7 +153,7 @@ def _page(found: Found, wish: Wish) -> str:
         [
             f"<h1>{escape(title)}</h1>",
             f'<p><img alt="Loss by latency of every combination" src="{url}"></p>',
-            "<h2>What no other combination beats</h2>" + rows_table(FRONT, front_told(found)),
+            "<h2>What no other combination beats</h2>" + rows_table(FRONT, front_told(found, wish)),
             "<h2>Each part alone</h2>" + rows_table(ALONE, alone_told(found)),
         ],
     )
@@ -162,8 +162,8 @@ def _page(found: Found, wish: Wish) -> str:
 def _draw(axes: Axes, found: Found, wish: Wish) -> None:
     """Draw the combinations by latency and loss, their front, and what was measured."""
     _points(axes, found.candidates, s=6, color="#c3ccd5", label="predicted")
-    front = pareto(found.candidates)
-    _points(axes, front, s=16, color=BLUE, label="not beaten in loss, latency and memory")
+    front = pareto(found.candidates, wish)
+    _points(axes, front, s=16, color=BLUE, label="not beaten by another one")
     measured = [of.figures for of in (found.base, *found.alone.values(), *found.tried)]
     axes.scatter(
         [of.ms for of in measured],

@@ -28,6 +28,7 @@ class Judging:
         against: Folder of an engine to compare with; None builds one in float32.
         limits: By name (`read_limits`).
         wish: What precisions are chosen by; None builds in those of the settings.
+        threads: Of the engines that are timed for it; None takes every core.
     """
 
     scenes: Path
@@ -35,6 +36,7 @@ class Judging:
     against: Path | None
     limits: dict[str, float]
     wish: Wish | None
+    threads: int | None = None
 
 
 def judged_build(
@@ -56,9 +58,9 @@ def judged_build(
     with reference_engine(model, settings, judging.against, out, progress) as reference:
         gate = BuildGate(judging.scenes, judging.sensor_root, reference, judging.limits)
         if (wish := judging.wish) is not None:
-            bench = Bench(model, settings, gate, fit_folder(out), progress)
+            bench = Bench(model, settings, gate, fit_folder(out), progress, judging.threads)
             found = search(bench, settings, wish, judging.limits)
-            print_fit(found)
+            print_fit(found, wish)
             gate = replace(gate, report=lambda folder: write_report(folder, found, wish))
             settings = settings.with_precision(found.chosen.precision)
         return build_engine(model, settings, out, progress, gate)

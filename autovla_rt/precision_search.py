@@ -166,9 +166,14 @@ def predict(
     return found
 
 
-def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return those that no other one beats in loss, time and memory at once, by time."""
-    table = np.array([candidate.figures for candidate in candidates])
+def pareto(candidates: Sequence[Candidate], wish: Wish) -> list[Candidate]:
+    """Return those that no other one beats in loss and in what is wished for, by time.
+
+    Without a wish time counts; memory counts only where it is asked for.
+    """
+    by_time = wish.memory is None or wish.latency is not None
+    counts = [True, by_time, wish.memory is not None]
+    table = np.array([candidate.figures for candidate in candidates])[:, counts]
     front = []
     for candidate, figures in zip(candidates, table, strict=True):
         no_worse = (table <= figures).all(axis=1)

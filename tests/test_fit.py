@@ -166,6 +166,9 @@ def test_a_build_chooses_its_precisions_and_keeps_the_report(
     said = invoke.refused(3, "build", *other, "--fit", "latency=50", "--gate", "scenes=1")
     assert "expected measurements of this checkpoint, calibration, target, scenes" in said
 
+    one = [*options, "--threads", "1", "--fit", "latency=50", "--gate", "scenes=1"]
+    assert "threads and machine" in invoke.refused(3, "build", *one)
+
 
 def test_too_few_scenes_are_refused_before_any_work(demo, invoke, tmp_path, given):
     words = [*demo.build_options, *given, "--fit", "latency=50", "--out", tmp_path / "e"]
@@ -177,6 +180,7 @@ def test_too_few_scenes_are_refused_before_any_work(demo, invoke, tmp_path, give
     ("options", "words"),
     [
         (["--fit", "latency=50"], "--fit and --max-ade-increase go with --scenes"),
+        (["--threads", "1"], "--threads goes with --fit or --max-ade-increase"),
         (["--max-ade-increase", "0.1"], "--fit and --max-ade-increase go with --scenes"),
         (["GIVEN", "--fit", "latency=5", "--precision", "int8"], "choose the precision themselves"),
         (["GIVEN", "--max-ade-increase", "-1"], "greater than or equal to 0"),
