@@ -151,7 +151,7 @@ def plan(
         float | None,
         typer.Option(help="Plan within so many ms from loaded frames (needs profile --save)."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads [every physical core].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; else every physical core.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every sha256 again.")] = False,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(help="Write the plan's JSON here.")] = None,

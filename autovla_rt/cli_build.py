@@ -40,14 +40,15 @@ Config = Annotated[
 ]
 Base = Annotated[
     Path | None,
-    typer.Option(help="Hugging Face folder with config.json and tokenizer [from the config]."),
+    typer.Option(help="Hugging Face folder with config.json and tokenizer; else from the config."),
 ]
 CodebookFile = Annotated[
-    Path | None, typer.Option(help="Action codebook, pickle or safetensors [from the config].")
+    Path | None,
+    typer.Option(help="Action codebook, pickle or safetensors; else from the config."),
 ]
 RecipeFile = Annotated[
     Path | None,
-    typer.Option(help="Training checkout or .toml recipe [the checkout the config lies in]."),
+    typer.Option(help="Training checkout or .toml recipe; else the checkout the config lies in."),
 ]
 AddActionTokens = Annotated[
     bool,
@@ -75,8 +76,8 @@ Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
 FrameSize = Annotated[
     list[str] | None,
     typer.Option(
-        help="WIDTHxHEIGHT of all frames, or CAMERA=WIDTHxHEIGHT of one camera's; repeatable "
-        "[1920x1080]."
+        help="WIDTHxHEIGHT of all frames, or CAMERA=WIDTHxHEIGHT of one camera's; repeatable; "
+        "else 1920x1080."
     ),
 ]
 Capacity = Annotated[int, typer.Option(min=1, help="Sequence positions of the KV cache.")]
@@ -207,7 +208,8 @@ def build(
     add_vision_id: AddVisionId = False,
     target: TargetName = "cpu",
     precision: Annotated[
-        str | None, typer.Option(help="As for `export`; or --fit, --max-ade-increase [int8].")
+        str | None,
+        typer.Option(help="As for `export`; or --fit, --max-ade-increase; else int8."),
     ] = None,
     int4_block: Block = 128,
     frame_size: FrameSize = None,
@@ -219,7 +221,8 @@ def build(
     ] = None,
     sensor_root: Annotated[Path | None, typer.Option(help="Root of the scenes' paths.")] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Engine to compare with [one in fp32, built for it].")
+        Path | None,
+        typer.Option(help="Engine to compare with; else one in fp32, built for it."),
     ] = None,
     gate: Annotated[
         str | None, typer.Option(help="Limits NAME=NUMBER,... over the defaults (see `eval`).")
@@ -238,7 +241,8 @@ def build(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of the engines that --fit times [every core].")
+        int | None,
+        typer.Option(min=1, help="Of the engines that --fit times; else every core."),
     ] = None,
     note: Annotated[list[str] | None, typer.Option(help="Remark kept in the bundle.")] = None,
 ) -> None:

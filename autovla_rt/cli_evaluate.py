@@ -30,7 +30,7 @@ def evaluate(
     thinking_token_budget: Annotated[
         int, typer.Option(min=0, help="Most tokens of reasoning.")
     ] = 512,
-    threads: Annotated[int | None, typer.Option(help="Of each engine [every core].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of each engine; else every core.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="That evaluate side by side.")] = 1,
     ray: Annotated[
         str | None,

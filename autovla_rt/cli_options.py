@@ -45,11 +45,11 @@ Decode = Annotated[
 Frames = Annotated[Path | None, typer.Option(help="Folder with front, front_left and front_right.")]
 SceneFile = Annotated[Path | None, typer.Option(help="Scene JSON of the training data.")]
 SensorRoot = Annotated[Path | None, typer.Option(help="Root of the scene's paths.")]
-Speed = Annotated[float | None, typer.Option(help="Speed in m/s [scene.json].")]
+Speed = Annotated[float | None, typer.Option(help="Speed in m/s; else scene.json.")]
 Acceleration = Annotated[
-    float | None, typer.Option(help="Norm of the acceleration in m/s² [scene.json].")
+    float | None, typer.Option(help="Norm of the acceleration in m/s²; else scene.json.")
 ]
-Instruction = Annotated[str | None, typer.Option(help="Navigation instruction [scene.json].")]
+Instruction = Annotated[str | None, typer.Option(help="Navigation instruction; else scene.json.")]
 
 
 class Mode(enum.StrEnum):

@@ -46,7 +46,7 @@ def profile(
         int, typer.Option(min=0, help="Most tokens of reasoning.")
     ] = 512,
     decode: Decode = EXACT,
-    threads: Annotated[int | None, typer.Option(help="Threads [every physical core].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; else every physical core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     save: Annotated[
         bool, typer.Option("--save", help="Save what deadlines need, beside the bundle.")

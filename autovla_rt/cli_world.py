@@ -46,7 +46,9 @@ def scenes(
     out: Annotated[Path, typer.Argument(help="Folder to write; existing scenes stay.")],
     count: Annotated[int, typer.Option(min=1, help="Scenes.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first; the others follow.")] = 0,
-    event: Annotated[Event | None, typer.Option(help="Only scenes about this [all kinds].")] = None,
+    event: Annotated[
+        Event | None, typer.Option(help="Only scenes about this; else all kinds.")
+    ] = None,
 ) -> None:
     """Draw scenes of the miniature's world, in AutoVLA's layout (scene JSON and JPEG)."""
     from rich.console import Console
@@ -74,7 +76,9 @@ def drive(
     latency_ms: Annotated[
         float | None,
         typer.Option(
-            min=0, max=5000, help="Apply each plan so much later [as long as planning took]."
+            min=0,
+            max=5000,
+            help="Apply each plan so much later; else as long as planning took.",
         ),
     ] = None,
     mode: Annotated[Mode, typer.Option(help="Let the model decide, or force an answer.")] = (
@@ -86,7 +90,7 @@ def drive(
         "build/drive"
     ),
     film: Annotated[bool, typer.Option("--film", help="Write drive.webp, a film, too.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Threads [every physical core].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; else every physical core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Drive through the miniature's world, replanning from the cameras; score and pictures."""

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -407,3 +408,18 @@ def test_recipe_prints_what_a_checkout_gives(invoke, tmp_path):
     assert invoke("recipe", tmp_path / "printed.toml")[0] == 0
     assert "{instruction}" in out
     assert "three windows" in out
+
+
+def test_no_help_has_brackets_which_rich_would_take_for_markup():
+    from typer.main import get_command
+
+    from autovla_rt.cli import app
+
+    def helps(command, path):
+        yield from ((path, getattr(of, "help", None) or "") for of in command.params)
+        for name, below in getattr(command, "commands", {}).items():
+            yield from helps(below, f"{path} {name}")
+
+    listed = list(helps(get_command(app), "autovla-rt"))
+    assert len(listed) > 100
+    assert [(path, text) for path, text in listed if re.search(r"\[[a-z#/@]", text)] == []
