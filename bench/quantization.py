@@ -249,8 +249,8 @@ def layers(out: Path, scenes: int, processes: int) -> Iterator[str]:
     for name, precision in sites:
         against = evaluate(out, f"{name} in {precision}", processes)["summary"]["against"]
         loss = 1 - against["cosine"]["vision"]["mean"]
-        kl = against["action_kl"]["mean"]
-        yield f"| {name} | {precision} | {loss:.1e} | {kl[0]:.5f} ({kl[1]:.5f} to {kl[2]:.5f}) |"
+        kl, same = np.mean(against["action_kl_by_step"]), 100 * against["same_action"][0]
+        yield f"| {name} | {precision} | {loss:.1e} | {kl:.1e} | {same:.1f} |"
 
 
 def main() -> None:
