@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from autovla_rt.errors import TargetError
 from autovla_rt.export.graph.dialect import Formats
+from autovla_rt.export.quantize import SMALLEST_SCALE
 
 Float = NDArray[np.float32]
 
@@ -40,13 +41,14 @@ class CodeType:
     def scale(self, values: Float, floats: str) -> Float:
         """[..., n] -> [...] the least scale in a float type with which no value is clipped.
 
-        Rounded up: float16 is coarse below 6e-5, where scales of small weights lie.
+        Rounded up: float16 is coarse below 6e-5, where scales of small weights lie. Values so small
+        that float32 has too few digits for their scale are as good as zero: 1.
         """
         low, high = self.span
         exact = np.maximum(values.max(axis=-1) / high, values.min(axis=-1) / low)
         scale = exact.astype(floats)
         scale = np.where(scale < exact, np.nextafter(scale, np.inf, dtype=floats), scale)
-        return np.where(scale == 0, 1, scale).astype(np.float32)
+        return np.where(exact <= SMALLEST_SCALE, 1, scale).astype(np.float32)
 
     def codes(self, values: Float, scale: Float) -> Float:
         """Return the codes of values, as float32; `scale` broadcasts."""
