@@ -20,7 +20,7 @@ import numpy as np
 
 from autovla_rt.build_gate import BuildGate
 from autovla_rt.bundle import load_bundle
-from autovla_rt.errors import FitError, InputError
+from autovla_rt.errors import FitError
 from autovla_rt.export.build import build_engine, camera_layout
 from autovla_rt.export.calibration.record import read_record
 from autovla_rt.export.opened_model import OpenedModel
@@ -28,7 +28,7 @@ from autovla_rt.export.progress import NoProgress, Progress
 from autovla_rt.export.settings import Settings
 from autovla_rt.export.targets import TARGETS
 from autovla_rt.machine import peak_memory
-from autovla_rt.output_file import make_folder, write_file
+from autovla_rt.output_file import make_folder
 from autovla_rt.precision_search import (
     Candidate,
     Figures,
@@ -43,7 +43,13 @@ from autovla_rt.precision_search import (
 from autovla_rt.runtime.decoding_options import Mode
 from autovla_rt.runtime.device import describe_device
 from autovla_rt.runtime.evaluation.gate import judge
-from autovla_rt.runtime.evaluation.run import Evaluation, close_engines, evaluate, scene_files
+from autovla_rt.runtime.evaluation.run import (
+    Evaluation,
+    close_engines,
+    evaluate,
+    kept_lines,
+    scene_files,
+)
 from autovla_rt.runtime.evaluation.summary import summarise
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import read_scene
@@ -148,6 +154,7 @@ class Bench:
         self._progress.stage(f"measuring {precision}", len(self._scenes))
         settings = replace(self._settings, name="candidate").with_precision(precision)
         engine, lines = self._folder / "candidate", self._folder / "lines"
+        shutil.rmtree(lines, ignore_errors=True)  # a killed run's, perhaps of another precision
         try:
             build_engine(self._model, settings, engine, NoProgress())
             evaluation = Evaluation(engine, self._reference, self._sensor_root, self._threads)
@@ -175,6 +182,7 @@ class Bench:
         if settings.calibration is not None:
             calibration = read_record(settings.calibration).scenes_sha256
         cameras = camera_layout(self._model, settings)
+        reference = load_bundle(self._reference).manifest
         return {
             "checkpoint": self._model.checkpoint.fingerprint(),
             "calibration": calibration,
@@ -182,7 +190,7 @@ class Bench:
             "int4_block": settings.int4_block,
             "kv_capacity": settings.kv_capacity,
             "cameras": [camera.model_dump(mode="json") for camera in cameras],
-            "against": load_bundle(self._reference).manifest.precision.model_dump(mode="json"),
+            "against": [reference.checkpoint.sha256, str(reference.precision)],
             "scenes": [path.stem for path in self._scenes],
             "threads": self._threads,
             "device": describe_device(),
@@ -309,24 +317,12 @@ def _speed(
 
 
 def _read(path: Path, identity: Record) -> dict[str, Measurement]:
-    """Return what was measured before, by precision; a new file says what it depends on."""
-    if not path.exists():
-        write_file(path, (json.dumps(identity) + "\n").encode())
-        return {}
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # the last one of a run that was killed
-            break
-    if not lines or lines[0] != json.loads(json.dumps(identity)):
-        raise InputError(
-            f"{path}: expected measurements of this checkpoint, calibration, target, scenes, "
-            "threads and machine, got others.\nRemove the folder to measure anew, or choose "
-            "another --out."
-        )
-    write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    """Return what was measured before, by precision."""
+    refusal = (
+        f"{path}: expected measurements of this checkpoint, calibration, target, scenes, threads "
+        "and machine, got others.\nRemove the folder to measure anew, or choose another --out."
+    )
     return {
         line["precision"]: Measurement(**{**line, "figures": Figures(*line["figures"])})
-        for line in lines[1:]
+        for line in kept_lines(path, identity, refusal)
     }

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from autovla_rt.bootstrap import interval_text
 from autovla_rt.fit import Found, Measurement
 from autovla_rt.output_file import write_file
 from autovla_rt.precision_search import Candidate, Figures, Wish, pareto
@@ -23,6 +22,7 @@ from autovla_rt.runtime.evaluation.page import (
     rows_table,
     table_csv,
 )
+from autovla_rt.runtime.evaluation.told import percent_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,14 +115,10 @@ def _driving(measurement: Measurement) -> list[str]:
     share = against.get("increase", {}).get("ade_5s", {}).get("share")
     return [
         f"{measurement.bundle_mb:.1f}",
-        "" if share is None else _percent(share),
-        _percent(against["same_mode"]),
+        "" if share is None else percent_text(share),
+        percent_text(against["same_mode"]),
         f"{100 * against['same_action'][0]:.1f} %",
     ]
-
-
-def _percent(values: Sequence[float]) -> str:
-    return interval_text([100 * value for value in values], " %")
 
 
 def _named(figures: Figures) -> dict[str, float]:

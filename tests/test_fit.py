@@ -153,6 +153,15 @@ def test_a_build_chooses_its_precisions_and_keeps_the_report(
     assert "<img" in (out / "fit.html").read_text()
     assert len((out / "fit.csv").read_text().splitlines()) == 3
 
+    (tmp_path / "engine.fit" / "lines").mkdir()  # of a run that was killed at another engine
+    (tmp_path / "engine.fit" / "lines" / "scenes.jsonl").write_text('{"engine": "another"}\n')
+    lines = (tmp_path / "engine.fit" / "measurements.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "engine.fit" / "measurements.jsonl").write_text("".join(lines[:-1]) + lines[-1][:9])
+    again = ["--max-ade-increase", "9", "--gate", "scenes=1"]
+    code, _, said = invoke("build", *options, *again)
+    assert code == 0, said
+    manifest = load_bundle(out).manifest
+
     before = (tmp_path / "engine.fit" / "measurements.jsonl").read_bytes()
     code, _, said = invoke("build", *options, "--fit", "latency=1e-3", "--gate", "scenes=1")
     assert code == 16

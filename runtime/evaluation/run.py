@@ -172,23 +172,34 @@ def close_engines() -> None:
 
 
 def _lines(path: Path, identity: Record) -> dict[str, Record]:
-    """Return the lines that are there, by scene; a new file begins with what they depend on."""
+    """Return the lines that are there, by scene."""
+    refusal = (
+        f"{path}: expected lines of these engines and options, got others.\n"
+        "Choose another --out, or give the engines that they are of."
+    )
+    return {line["token"]: line for line in kept_lines(path, identity, refusal)}
+
+
+def kept_lines(path: Path, identity: Record, refusal: str) -> list[Record]:
+    """Return a file's lines behind the first; a new file begins with what they depend on.
+
+    Raises:
+        InputError: they depend on something else; the message is `refusal`.
+        StorageError: the file system refused.
+    """
     if not path.exists():
         write_file(path, (json.dumps(identity) + "\n").encode())
-        return {}
-    found = []
+        return []
+    found: list[Record] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             found.append(json.loads(line))
         except ValueError:  # the last one of a run that was killed
             break
-    if not found or found[0] != identity:
-        raise InputError(
-            f"{path}: expected lines of these engines and options, got others.\n"
-            "Choose another --out, or give the engines that they are of."
-        )
+    if not found or found[0] != json.loads(json.dumps(identity)):
+        raise InputError(refusal)
     write_file(path, "".join(json.dumps(line) + "\n" for line in found).encode())
-    return {line["token"]: line for line in found[1:]}
+    return found[1:]
 
 
 def _spread(

@@ -29,7 +29,7 @@ def displacements_told(summary: Record) -> Iterator[list[str]]:
             f"{of['p95']:.3g}",
             f"{of['worst']:.3g}",
             interval_text(theirs["mean"]) if theirs else "",
-            _percent(share) if share else "",
+            percent_text(share) if share else "",
         ]
 
 
@@ -37,9 +37,9 @@ def agreement_told(against: Record) -> dict[str, str]:
     """Return how near two engines are, by what is compared."""
     told = {
         "ADE between both plans over 5 s": interval_text(against["apart"]["ade_5s"]["mean"], " m"),
-        "same mode": _percent(against["same_mode"]),
-        "same plan": _percent(against["same_plan"]),
-        "same action, given the reference's answer": _percent(against["same_action"]),
+        "same mode": percent_text(against["same_mode"]),
+        "same plan": percent_text(against["same_plan"]),
+        "same action, given the reference's answer": percent_text(against["same_action"]),
         "KL of actions": interval_text(against["action_kl"]["mean"], " nats"),
     }
     for name, what in {"decision_kl": "the choice of mode", "text_kl": "reasoning's text"}.items():
@@ -48,8 +48,10 @@ def agreement_told(against: Record) -> dict[str, str]:
     if "reasoning" in against:
         reasoning = against["reasoning"]
         who = f"of {reasoning['scenes']} scenes that both reason in"
-        told[f"same reasoning, {who}"] = _percent(reasoning["same"])
-        told["reasoning that is the same from its begin"] = _percent(reasoning["same_until_share"])
+        told[f"same reasoning, {who}"] = percent_text(reasoning["same"])
+        told["reasoning that is the same from its begin"] = percent_text(
+            reasoning["same_until_share"]
+        )
     for part, of in against["cosine"].items():
         told[f"cosine, {part}"] = f"{of['mean']:.6f}, worst scene {of['worst']:.6f}"
     return told
@@ -68,5 +70,6 @@ def verdict_told(gate: Record) -> str:
     return "passed" if gate["passed"] else "not passed"
 
 
-def _percent(values: Sequence[float]) -> str:
+def percent_text(values: Sequence[float]) -> str:
+    """Return shares [mean, low, high] for people."""
     return interval_text([100 * value for value in values], " %")
