@@ -30,7 +30,7 @@ from autovla_rt.config import (
 from autovla_rt.errors import BundleError, StorageError
 from autovla_rt.output_file import write_file
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "engine.json"
 HASH_CHUNK = 4 << 20
 
@@ -58,11 +58,13 @@ class CalibrationUsed(Model):
         precision: As chosen, with the methods: "int8_sq/int4_awq,text_head=int8".
         scenes: How many.
         scenes_sha256: Of everything that was read of them.
+        modelopt: Version of NVIDIA ModelOpt where that searched the scales.
     """
 
     precision: str
     scenes: int
     scenes_sha256: str
+    modelopt: str | None = None
 
 
 class Quality(Model):

@@ -88,6 +88,13 @@ Calibration = Annotated[
     Path | None,
     typer.Option(help="Folder of `calibrate`: int8_sq, int4_awq; on NVIDIA GPUs int8, fp8 too."),
 ]
+ModelOptPython = Annotated[
+    Path | None,
+    typer.Option(
+        "--modelopt",
+        help="Python of an environment with NVIDIA ModelOpt, which then searches the scales.",
+    ),
+]
 NewFolder = Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)]
 
 
@@ -107,6 +114,7 @@ def export(
     frame_size: FrameSize = None,
     kv_capacity: Capacity = 2048,
     calibration: Calibration = None,
+    modelopt: ModelOptPython = None,
 ) -> None:
     """Export the vision encoder or the language backbone as ONNX, without a bundle around it.
 
@@ -136,6 +144,7 @@ def export(
         kv_capacity,
         sizes,
         calibration=calibration,
+        modelopt=modelopt,
     )
     (check_unified if part is Part.checkpoint else check_settings)(settings)
     with (
@@ -215,6 +224,7 @@ def build(
     frame_size: FrameSize = None,
     kv_capacity: Capacity = 2048,
     calibration: Calibration = None,
+    modelopt: ModelOptPython = None,
     scenes: Annotated[
         Path | None,
         typer.Option(help="Folder of scenes: judge the engine on them before it is written."),
@@ -279,6 +289,7 @@ def build(
         sizes,
         notes,
         calibration,
+        modelopt,
     )
     check_bundle_settings(settings)
     quality = None

@@ -186,6 +186,7 @@ class Bench:
         return {
             "checkpoint": self._model.checkpoint.fingerprint(),
             "calibration": calibration,
+            "modelopt": str(settings.modelopt),
             "target": settings.target,
             "int4_block": settings.int4_block,
             "kv_capacity": settings.kv_capacity,

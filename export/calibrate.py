@@ -11,6 +11,7 @@ from autovla_rt.config import Camera, CompiledPrompt
 from autovla_rt.export.calibration.calibrated_weights import METHODS, CalibratedWeights
 from autovla_rt.export.calibration.collect import Plan, collect
 from autovla_rt.export.calibration.groups import Group, language_groups, vision_groups
+from autovla_rt.export.calibration.modelopt import modelopt, modelopt_version
 from autovla_rt.export.calibration.record import CalibrationRecord, read_record, require_fitting
 from autovla_rt.export.calibration.sample import Sample, set_identity
 from autovla_rt.export.calibration.static_methods import STATIC_METHODS
@@ -66,6 +67,7 @@ def calibration_used(
         precision=str(settings.choice),
         scenes=len(record.scenes),
         scenes_sha256=record.scenes_sha256,
+        modelopt=None if settings.modelopt is None else modelopt_version(settings.modelopt),
     )
 
 
@@ -103,5 +105,6 @@ def _fitted(
         weights, listed, settings.calibration, chosen, settings.int4_block, methods
     )
     progress.stage("rescaling", len(listed))
-    calibrated.fit(model.weights(), progress.advance)
+    with modelopt(settings.modelopt, settings.int4_block) as searching:
+        calibrated.fit(model.weights(), progress.advance, searching)
     return calibrated, replace(formats, ranges=calibrated)

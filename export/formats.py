@@ -23,6 +23,7 @@ PRECISIONS = {
     "int8_sq": ("int8_sq", "int8_sq"),
     "int4": ("int8", "int4"),
     "int4_awq": ("int8_sq", "int4_awq"),
+    "nvfp4": ("fp16", "nvfp4"),
 }
 """Precision of an engine -> (vision, language)."""
 

@@ -14,6 +14,15 @@ INT4_MAX = 7
 FP8_MAX = 448
 """The largest number of float8 e4m3."""
 
+FP4_MAX = 6
+"""The largest number of float4 e2m1."""
+
+FP4_BLOCK = 16
+"""Inputs that share a scale in nvfp4."""
+
+FP8_LEAST = 2.0**-9
+"""The smallest number of float8 e4m3 above zero."""
+
 SMALLEST_SCALE = np.finfo(np.float32).tiny
 """Below it a scale has too few digits to divide by; such weights are as good as zero."""
 
@@ -108,3 +117,35 @@ def fp8(rows: NDArray[np.float32], scale: np.float32) -> NDArray[np.generic]:
         ml_dtypes.float8_e4m3fn
     )
     return values
+
+
+def nvfp4_scale(largest: float) -> np.float32:
+    """Return the scale of nvfp4's scales, of the largest magnitude of a whole tensor."""
+    scale = np.float32(largest / (FP4_MAX * FP8_MAX))
+    return scale if scale > SMALLEST_SCALE else np.float32(1)
+
+
+def nvfp4(
+    rows: NDArray[np.float32], tensor_scale: np.float32
+) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
+    """Quantize [N, K] to float4 e2m1 with float8 e4m3 scales of 16 consecutive inputs.
+
+    K must be a multiple of 16. As NVIDIA ModelOpt has it: a block's largest magnitude is mapped to
+    6, with ties to even.
+
+    Args:
+        rows: Some rows of the tensor.
+        tensor_scale: `nvfp4_scale` of the whole of it.
+
+    Returns:
+        uint8 [N, K/2], the earlier value in the low nibble, and float8 scales [N, K/16]; weight =
+        value * scale * tensor_scale.
+    """
+    blocks = rows.reshape(len(rows), -1, FP4_BLOCK)
+    exact = np.abs(blocks).max(axis=2) / (np.float32(FP4_MAX) * tensor_scale)
+    exact[exact == 0] = 1
+    scales = np.clip(exact, FP8_LEAST, FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
+    unit = scales.astype(np.float32) * tensor_scale
+    values = np.clip(blocks / unit[:, :, None], -FP4_MAX, FP4_MAX)
+    codes = values.astype(ml_dtypes.float4_e2m1fn).view(np.uint8).reshape(rows.shape)
+    return codes[:, 0::2] | codes[:, 1::2] << 4, scales

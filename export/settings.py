@@ -8,8 +8,10 @@ from pathlib import Path
 
 from autovla_rt.config import CAMERAS, Precision, is_vision
 from autovla_rt.errors import CapacityError, TargetError
+from autovla_rt.export.calibration.modelopt import modelopt_version
 from autovla_rt.export.formats import (
     KV,
+    NUMBER_FORMATS,
     PRECISIONS,
     VISION_PRECISIONS,
     Choice,
@@ -34,7 +36,8 @@ class Settings:
 
     `precision` is as `read_choice` takes it;
     `frame_sizes` maps each camera to the (width, height) in pixels of the frames it delivers;
-    `calibration` is the folder of a calibration, which some precisions need.
+    `calibration` is the folder of a calibration, which some precisions need;
+    `modelopt` is the Python of ModelOpt's environment, where that is to search the scales.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Settings:
     )
     notes: tuple[str, ...] = ()
     calibration: Path | None = None
+    modelopt: Path | None = None
 
     @property
     def dialect(self) -> Dialect:
@@ -56,7 +60,9 @@ class Settings:
     def with_precision(self, precision: str) -> Settings:
         """Return the same in another precision, without the calibration where it needs none."""
         changed = replace(self, precision=precision)
-        return changed if changed.choice.is_calibrated else replace(changed, calibration=None)
+        if changed.choice.is_calibrated:
+            return changed
+        return replace(changed, calibration=None, modelopt=None)
 
     @property
     def choice(self) -> Choice:
@@ -109,6 +115,7 @@ def check_settings(settings: Settings) -> Target:
     kept = [of for of in target.kv if of in dialect.kv]
     _check_kv(settings, kept)
     _check_calibration(settings, dialect, kept)
+    check_modelopt(settings, settings.choice)
     if settings.int4_block not in INT4_BLOCKS:
         raise TargetError(
             f"int4 block {settings.int4_block}: expected one of "
@@ -120,6 +127,23 @@ def check_settings(settings: Settings) -> Target:
             "sequence that Qwen2.5-VL was made for. Choose less with --kv-capacity."
         )
     return target
+
+
+def check_modelopt(settings: Settings, choice: Choice) -> None:
+    """Refuse ModelOpt where it has nothing to search, or is not there.
+
+    Raises:
+        TargetError: no part has a precision whose scales are searched.
+        DependencyError: as `modelopt_version`.
+    """
+    if settings.modelopt is None:
+        return
+    if {precision for _, precision in choice.named()}.isdisjoint(NUMBER_FORMATS):
+        raise TargetError(
+            f"precision {settings.precision}: expected no --modelopt, which has nothing to search "
+            f"in it, got {settings.modelopt}.\nLeave it out, or choose {', '.join(NUMBER_FORMATS)}."
+        )
+    modelopt_version(settings.modelopt)
 
 
 def _check_precisions(settings: Settings) -> Target:

@@ -10,14 +10,20 @@ from pathlib import Path
 from autovla_rt.errors import TargetError
 from autovla_rt.export.calibration.calibrated_weights import CalibratedWeights
 from autovla_rt.export.calibration.groups import Group, language_groups, vision_groups
+from autovla_rt.export.calibration.modelopt import modelopt
 from autovla_rt.export.calibration.static_methods import STATIC_METHODS
 from autovla_rt.export.emit.unified_checkpoint import emit_checkpoint, linear_layers
 from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.opened_model import OpenedModel
 from autovla_rt.export.progress import Progress
+from autovla_rt.export.quantize import FP4_BLOCK
 from autovla_rt.export.settings import Settings
 from autovla_rt.export.unified_settings import unified_choice
 from autovla_rt.export.weight_source import WeightSource
+
+READS = {"fp8": 2, "nvfp4": 3}
+"""How often weights are read where a scale of all must be known first: in nvfp4 one of all layers
+that are computed as one, about three."""
 
 INT4_OUTPUTS = 64
 """Rows that Edge-LLM's int4 kernel packs together (its exporter refuses others)."""
@@ -63,7 +69,8 @@ def unified_weights(
         weights, groups, settings.calibration, precision_of, settings.int4_block, STATIC_METHODS
     )
     progress.stage("rescaling", len(groups))
-    calibrated.fit(model.weights(), progress.advance)
+    with modelopt(settings.modelopt, settings.int4_block) as searching:
+        calibrated.fit(model.weights(), progress.advance, searching)
     return calibrated, replace(formats, ranges=calibrated)
 
 
@@ -87,6 +94,11 @@ def _check_layers(
             )
     for layer in linear_layers(model):
         count, width = model.checkpoint.shape(f"{layer}.weight")
+        if precision_of(layer) == "nvfp4" and width % FP4_BLOCK:
+            raise TargetError(
+                f"precision nvfp4 of {layer}: expected inputs in blocks of {FP4_BLOCK}, got "
+                f"{width}.\nChoose another precision for it, as in nvfp4,{layer}=fp16."
+            )
         if precision_of(layer) == "int4_awq" and (width % int4_block or count % INT4_OUTPUTS):
             raise TargetError(
                 f"precision int4_awq of {layer}: expected inputs in blocks of {int4_block} and "
@@ -97,9 +109,9 @@ def _check_layers(
 
 
 def _elements(model: OpenedModel, precision_of: Callable[[str], str]) -> int:
-    """Elements that are read; of fp8 twice, as one scale for all must be known first."""
+    """Elements that are read, some more than once."""
     return sum(
         prod(model.checkpoint.shape(name))
-        * (2 if precision_of(name.removesuffix(".weight")) == "fp8" else 1)
+        * READS.get(precision_of(name.removesuffix(".weight")), 1)
         for name in model.checkpoint.names
     )

@@ -8,18 +8,18 @@ from __future__ import annotations
 from autovla_rt.config import is_vision
 from autovla_rt.errors import TargetError
 from autovla_rt.export.formats import NUMBER_FORMATS, Choice, read_choice
-from autovla_rt.export.settings import Settings
+from autovla_rt.export.settings import Settings, check_modelopt
 from autovla_rt.export.targets import TARGETS, Target, check_target
 from autovla_rt.export.weight_source import TEXT_HEAD
 
-PRECISIONS = ("fp16", "int8_sq", "int8_wo", "int4_awq", "fp8")
+PRECISIONS = ("fp16", "int8_sq", "int8_wo", "int4_awq", "fp8", "nvfp4")
 """Of the language model; a name alone leaves the vision tower in fp16, which every reader has."""
 
 VISION_PRECISIONS = ("fp16", "int8_sq", "fp8")
 
 KV_FORMATS = ("auto", "fp8")
 
-CALIBRATED = (*NUMBER_FORMATS, "fp8")
+CALIBRATED = (*NUMBER_FORMATS, "fp8", "nvfp4")
 """Precisions that a calibration gives scales for."""
 
 INT4_BLOCK = 128
@@ -62,6 +62,7 @@ def check_unified(settings: Settings) -> Target:
             "Leave --int4-block out."
         )
     _check_calibration(settings, choice)
+    check_modelopt(settings, choice)
     return target
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from autovla_rt.errors import TargetError
 from autovla_rt.export.calibration.groups import Group
+from autovla_rt.export.calibration.modelopt import ModelOpt, is_searched
 from autovla_rt.export.calibration.rescaled_weights import RescaledWeights
 from autovla_rt.export.calibration.search import (
     Method,
@@ -57,6 +58,7 @@ class CalibratedWeights(RescaledWeights):
         super().__init__(source)
         self._methods = methods
         self._statistics, self._block = statistics, int4_block
+        self._clips = True
         self._groups = list(groups)
         self._precision_of = precision_of
         self._sites = {
@@ -66,19 +68,30 @@ class CalibratedWeights(RescaledWeights):
         }
         self._seen = lru_cache(1)(self._read_step)
 
-    def fit(self, unscaled: WeightSource, advance: Callable[[int], None]) -> None:
+    def fit(
+        self,
+        unscaled: WeightSource,
+        advance: Callable[[int], None],
+        modelopt: ModelOpt | None = None,
+    ) -> None:
         """Search how to rescale every group, reading the checkpoint through `unscaled`.
 
-        `advance` is called with 1 after each.
+        `advance` is called with 1 after each. Where ModelOpt searches, nothing is clipped, as its
+        INT4_AWQ_CFG has it.
 
         Raises:
-            CalibrationError: the calibration's files are missing or damaged.
+            CalibrationError: the calibration's files are missing or damaged, or ModelOpt failed.
             TargetError: a layer's width is no multiple of the block.
         """
+        self._clips = modelopt is None
         for group in self._groups:
             site = group.readers[0]
             if (method := self._method(site, len(group.channels))) is not None and group.writers:
-                scale = rescaling(unscaled, group, self._seen(group.step)[site], method)
+                seen = self._seen(group.step)[site]
+                if modelopt is not None and is_searched(group):
+                    scale = modelopt.rescaling(unscaled, group, seen, self._precision_of(site))
+                else:
+                    scale = rescaling(unscaled, group, seen, method)
                 self.rescale(group, scale)
             advance(1)
 
@@ -91,7 +104,7 @@ class CalibratedWeights(RescaledWeights):
         module = name.removesuffix(".weight")
         if module == HEAD or module not in self._sites:
             return rows
-        if self._precision_of(module) != "int4_awq":
+        if self._precision_of(module) != "int4_awq" or not self._clips:
             return rows
         step, site = self._sites[module]
         inputs = self._seen(step)[site].rows / self.read_scale(module)

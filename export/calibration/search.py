@@ -94,7 +94,7 @@ def rescaling(source: WeightSource, group: Group, seen: LayerInput, method: Meth
     count = int(group.channels.max()) + 1
     weight = _column_sizes(source, group, method)
     largest, mean, weight = (
-        _by_row(values, group.channels, count) for values in (seen.largest, seen.mean, weight)
+        by_row(values, group.channels, count) for values in (seen.largest, seen.mean, weight)
     )
     known = (largest > 0) & (mean > 0) & (weight > 0)
     candidates = [np.ones(count, np.float32)]
@@ -225,7 +225,7 @@ def _searched(source: WeightSource, group: Group) -> Iterator[Float]:
             yield rows.reshape(len(rows), int(np.prod(width)))
 
 
-def _by_row(values: Float, channels: NDArray[np.int64], count: int) -> Float:
+def by_row(values: Float, channels: NDArray[np.int64], count: int) -> Float:
     """Return the largest value of the channels that share a row."""
     rows = np.zeros(count, np.float32)
     np.maximum.at(rows, channels, values)

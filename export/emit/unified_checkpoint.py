@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from autovla_rt.export.calibration.groups import language_groups
 from autovla_rt.export.emit.shards import Stored, write_shards
 from autovla_rt.export.emit.unified_config import model_config, quantization, sidecar, write_json
 from autovla_rt.export.emit.unified_layers import (
     Layer,
     float16_tensor,
+    fp4_weights_and_inputs,
     fp8_weights_and_inputs,
     int4_weights,
     int8_weights,
@@ -31,6 +33,7 @@ FORMATS: dict[str, Callable[[Layer], Stored]] = {
     "int8_wo": int8_weights,
     "int4_awq": int4_weights,
     "fp8": fp8_weights_and_inputs,
+    "nvfp4": fp4_weights_and_inputs,
 }
 """Precision -> how a layer is stored; fp16 is as any other tensor."""
 
@@ -67,8 +70,15 @@ def emit_checkpoint(
         OSError: the file system refused.
     """
     layers = {name: formats.of(name) for name in linear_layers(model)}
+    groups = language_groups(model.geometry.language)
+    fused = {reader: group.readers for group in groups for reader in group.readers}
+
+    def layer_of(module: str) -> Layer:
+        together = fused.get(module, (module,))
+        return Layer(source, module, formats.ranges, formats.int4_block, together)
+
     names = model.checkpoint.names
-    write_shards(folder, [stored for name in names for stored in _stored(name, source, formats)])
+    write_shards(folder, [stored for name in names for stored in _stored(name, layer_of, formats)])
     section = quantization(layers, formats.int4_block, formats.kv)
     base = JsonFile(model.base / "config.json").content
     config = model_config(base, model.geometry.language.vocab_size, section)
@@ -90,14 +100,12 @@ def linear_layers(model: OpenedModel) -> list[str]:
     ]
 
 
-def _stored(name: str, source: WeightSource, formats: Formats) -> Iterator[Stored]:
+def _stored(name: str, layer_of: Callable[[str], Layer], formats: Formats) -> Iterator[Stored]:
     """Yield a tensor of the checkpoint as it is stored, and its scales."""
     module, _, kind = name.rpartition(".")
-    store = FORMATS.get(formats.of(module)) if len(source.shape(name)) == 2 else None
-    if store is None:
-        yield float16_tensor(source, name)
-    else:
-        yield store(Layer(source, module, formats.ranges, formats.int4_block))
+    layer = layer_of(module)
+    store = FORMATS.get(formats.of(module)) if len(layer.source.shape(name)) == 2 else None
+    yield float16_tensor(layer.source, name) if store is None else store(layer)
     for index, letter in enumerate("kv"):
         if kind == "weight" and module.endswith(f"self_attn.{letter}_proj"):
             yield from _kv_scale(module, index, formats)

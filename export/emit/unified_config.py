@@ -10,6 +10,7 @@ from typing import Any
 
 from autovla_rt import __version__
 from autovla_rt.config import is_vision
+from autovla_rt.export.quantize import FP4_BLOCK
 
 PRODUCER = {"name": "autovla-rt", "version": __version__}
 
@@ -18,7 +19,13 @@ ALWAYS_FLOAT = ("lm_head", "model.language_model.embed_tokens")
 
 ALL_VISION = "model.visual*"
 
-FP8_NUMBERS = {"dynamic": False, "num_bits": 8, "type": "float"}
+FP8_NUMBERS: dict[str, Any] = {"dynamic": False, "num_bits": 8, "type": "float"}
+
+LAYER_NUMBERS = {
+    "FP8": FP8_NUMBERS,
+    "NVFP4": {"dynamic": False, "num_bits": 4, "type": "float", "group_size": FP4_BLOCK},
+}
+"""Algorithm -> numbers of weights and inputs, where config.json tells them."""
 
 
 def algorithm(precision: str, int4_block: int) -> dict[str, Any]:
@@ -27,6 +34,7 @@ def algorithm(precision: str, int4_block: int) -> dict[str, Any]:
         "int8_sq": {"quant_algo": "W8A8_SQ_PER_CHANNEL"},
         "int8_wo": {"quant_algo": "W8A16"},
         "fp8": {"quant_algo": "FP8"},
+        "nvfp4": {"quant_algo": "NVFP4", "group_size": FP4_BLOCK},
         "int4_awq": {
             "quant_algo": "W4A16_AWQ",
             "group_size": int4_block,
@@ -101,8 +109,8 @@ def _embedded(section: Mapping[str, Any]) -> dict[str, Any]:
         }
     )
     embedded["ignore"] = section["exclude_modules"]
-    if section["quant_algo"] == "FP8":
-        numbers = {"input_activations": FP8_NUMBERS, "weights": FP8_NUMBERS}
+    if (numbers_of := LAYER_NUMBERS.get(section["quant_algo"])) is not None:
+        numbers = {"input_activations": numbers_of, "weights": numbers_of}
         embedded["config_groups"] = {"group_0": {**numbers, "targets": ["Linear"]}}
     if section["kv_cache_quant_algo"]:
         embedded["kv_cache_scheme"] = FP8_NUMBERS

@@ -18,12 +18,15 @@ from autovla_rt.export.emit.shards import Piece, Stored
 from autovla_rt.export.floats import fitting
 from autovla_rt.export.graph.dialect import Ranges
 from autovla_rt.export.quantize import (
+    FP4_BLOCK,
     FP8_MAX,
     INT8_MAX,
     SMALLEST_SCALE,
     fp8,
     int4_symmetric,
     int8_per_channel,
+    nvfp4,
+    nvfp4_scale,
 )
 from autovla_rt.export.tensors.tensor_info import TensorInfo
 from autovla_rt.export.weight_source import WeightSource, matrix_chunks, matrix_shape
@@ -43,12 +46,15 @@ class Layer:
         name: Of the layer.
         ranges: Of a calibration; None without one.
         block: Inputs that share an int4 scale.
+        fused: Layers that readers compute as one with it, itself among them: they share the scale
+            of nvfp4's scales.
     """
 
     source: WeightSource
     name: str
     ranges: Ranges | None = None
     block: int = 128
+    fused: tuple[str, ...] = ()
 
     @property
     def weight(self) -> str:
@@ -149,6 +155,35 @@ def fp8_weights_and_inputs(layer: Layer) -> Stored:
 
     infos = {layer.weight: TensorInfo(layer.shape, F8), layer.scale: TensorInfo((), F32)}
     return _with_input_scale(layer, Stored(infos, pieces), FP8_MAX)
+
+
+def fp4_weights_and_inputs(layer: Layer) -> Stored:
+    """Weights in float4 e2m1 [N, K/2] with float8 scales [N, K/16], and the scales' own scales.
+
+    One of the weights' scales (weight_scale_2) and one of the inputs', which readers compute.
+    """
+    count, width = layer.shape
+    name, input_name, ranges = f"{layer.scale}_2", f"{layer.name}.input_scale", layer.ranges
+    if ranges is None:
+        raise ValueError(f"{layer.name}: the scale of its input needs a calibration")
+
+    def pieces() -> Iterator[Piece]:
+        chunks = matrix_chunks(layer.source, layer.fused)
+        scale = nvfp4_scale(max(float(np.abs(rows).max()) for rows in chunks))
+        for rows in layer.chunks():
+            packed, scales = nvfp4(rows, scale)
+            yield layer.weight, packed
+            yield layer.scale, scales
+        yield name, np.array(scale)
+        yield input_name, np.array(nvfp4_scale(float(ranges.largest_input(layer.name).max())))
+
+    infos = {
+        layer.weight: TensorInfo((count, width // 2), U8),
+        layer.scale: TensorInfo((count, width // FP4_BLOCK), F8),
+        name: TensorInfo((), F32),
+        input_name: TensorInfo((), F32),
+    }
+    return Stored(infos, pieces)
 
 
 def _with_input_scale(layer: Layer, weights: Stored, most: int) -> Stored:

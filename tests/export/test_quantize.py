@@ -1,10 +1,11 @@
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autovla_rt.export.quantize import int4_blockwise, int8_per_channel
+from autovla_rt.export.quantize import int4_blockwise, int8_per_channel, nvfp4, nvfp4_scale
 
 matrices = arrays(
     np.float32,
@@ -61,3 +62,28 @@ def test_zero_rows_stay_zero(quantize):
     codes, scale = quantize(np.zeros((2, 64), np.float32))
     assert np.isfinite(scale).all()
     assert set(np.unique(codes)) <= {0, 0x88}
+
+
+def test_nvfp4_maps_a_blocks_largest_to_six_of_its_scale_and_packs_the_earlier_low():
+    rows = np.zeros((2, 32), np.float32)
+    rows[0, :4] = [6, -3, 0.5, 2.4]
+    rows[1, 16:18] = [448 * 6, -448]
+    scale = nvfp4_scale(np.abs(rows).max())
+    assert scale == 1
+    packed, scales = nvfp4(rows, scale)
+    np.testing.assert_array_equal(scales.astype(np.float32), [[1, 1], [1, 448]])
+    assert packed.shape == (2, 16)
+    assert packed[0, :2].tolist() == [0xD7, 0x41]  # 6 | -3, 0.5 | 2.4 -> 2
+    assert packed[1, 8] == 0xA7  # 6 | -1
+
+
+@given(matrix=arrays(np.float32, (3, 32), elements=st.floats(-50, 50, width=32)))
+def test_nvfp4_is_off_by_no_more_than_its_steps(matrix):
+    scale = nvfp4_scale(np.abs(matrix).max())
+    packed, scales = nvfp4(matrix, scale)
+    nibbles = np.stack([packed & 15, packed >> 4], -1).reshape(matrix.shape)
+    values = nibbles.view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    unit = np.repeat(scales.astype(np.float32), 16, axis=1) * scale
+    largest = np.abs(matrix.reshape(3, 2, 16)).max(axis=2).repeat(16, axis=1)
+    # Half of the widest step (4 to 6) of a scale that e4m3 rounds by 1/16, or its least scale.
+    assert (np.abs(values * unit - matrix) <= largest / 5 + 2.0**-9 * scale).all()

@@ -22,6 +22,7 @@ CONFIGS = {
     "int8_wo": mtq.INT8_WEIGHT_ONLY_CFG,
     "int4_awq": mtq.INT4_AWQ_CFG,
     "fp8": mtq.FP8_DEFAULT_CFG,
+    "nvfp4": mtq.NVFP4_DEFAULT_CFG,
 }
 
 

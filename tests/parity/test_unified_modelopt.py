@@ -25,7 +25,7 @@ from autovla_rt.export.unified import export_checkpoint, unified_weights
 torch = pytest.importorskip("torch")
 
 PYTHON = REPO / ".venv-modelopt" / "bin" / "python"
-PRECISIONS = ("int8_sq", "int8_wo", "int4_awq", "fp8", "fp8,kv=fp8")
+PRECISIONS = ("int8_sq", "int8_wo", "int4_awq", "fp8", "fp8,kv=fp8", "nvfp4")
 LAYERS = [f"model.layers.{index}" for index in range(4)]
 LINEAR = [
     *(f"self_attn.{letter}_proj" for letter in "qkvo"),
@@ -44,7 +44,7 @@ def folders(demo, calibration, tmp_path_factory):
         for precision in PRECISIONS:
             settings = Settings(
                 "ours",
-                "rtx-sm89",
+                "rtx-sm120",
                 precision,
                 frame_sizes=dict.fromkeys(CAMERAS, (392, 224)),
                 calibration=None if precision == "int8_wo" else calibration,
@@ -87,11 +87,12 @@ def read(folder):
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def codes(tensor):
-    """Return integers to compare: nibbles of int4, signed, and the steps of float8."""
+def codes(tensor, precision):
+    """Return integers to compare: nibbles of int4, signed, and the steps of float8 and float4."""
     if tensor.dtype == torch.uint8:
         nibbles = torch.stack([tensor & 15, tensor >> 4]).to(torch.int16)
-        return torch.where(nibbles > 7, nibbles - 16, nibbles)
+        negative = 8 - nibbles if precision == "nvfp4" else nibbles - 16
+        return torch.where(nibbles > 7, negative, nibbles)
     if tensor.dtype == torch.float8_e4m3fn:
         bits = tensor.view(torch.uint8).to(torch.int16)
         return torch.where(bits > 127, 128 - bits, bits)
@@ -108,11 +109,11 @@ def test_tensors_are_theirs(folders, precision):
         assert our.shape == their.shape, name
         if their.dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn):
             assert our.dtype == their.dtype, name
-            off = (codes(our) - codes(their)).abs()
+            off = (codes(our, precision) - codes(their, precision)).abs()
             assert off.max() <= 1, name
             assert (off > 0).float().mean() <= 1e-3, name
-            quantized += 1
-        elif name.endswith("_scale"):
+            quantized += name.endswith(".weight")
+        elif "_scale" in name:
             assert our.dtype == their.dtype, name
             torch.testing.assert_close(our, their, rtol=1e-3, atol=0, msg=name)
         else:  # ModelOpt leaves the rest in the type that it was given
