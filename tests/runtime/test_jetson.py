@@ -45,6 +45,7 @@ def tools(tmp_path, monkeypatch):
     [
         ("echo 'installed 7.2-b183'", "7.2-b183"),
         ("echo 'not-installed '", None),
+        ("echo 'config-files 6.2'", None),
         ("echo 'no packages found matching nvidia-jetpack' >&2; exit 1", None),
     ],
 )
