@@ -66,6 +66,7 @@ app.command()(cli_build.build)
 app.command("eval")(cli_evaluate.evaluate)
 app.command()(cli_profile.profile)
 app.command()(cli_doctor.doctor)
+app.command()(cli_doctor.targets)
 app.command()(cli_world.drive)
 app.command()(cli_world.scenes)
 

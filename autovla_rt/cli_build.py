@@ -32,6 +32,10 @@ class Part(enum.StrEnum):
     checkpoint = "checkpoint"
 
 
+BOTH = ("vision", "language")
+ENGINES = {Part.vision: BOTH[:1], Part.language: BOTH[1:], Part.all: BOTH, Part.checkpoint: BOTH}
+"""The engines that are made of a part."""
+
 Checkpoint = Annotated[
     Path, typer.Option(help="Hugging Face folder or Lightning .ckpt.", show_default=False)
 ]
@@ -65,11 +69,11 @@ AddVisionId = Annotated[
 ]
 TargetName = Annotated[str, typer.Option("--target", help="Device to build for.")]
 PrecisionName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--precision",
         help="fp32, fp16; int8, int8_wo, int4, fp8: rounded; int8_sq, int4_awq: calibrated. Or "
-        "VISION/LANGUAGE, and PART=PRECISION,... behind it.",
+        "VISION/LANGUAGE, and PART=PRECISION,... behind it; else the target's (see `targets`).",
     ),
 ]
 Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
@@ -109,7 +113,7 @@ def export(
     add_action_tokens: AddActionTokens = False,
     add_vision_id: AddVisionId = False,
     target: TargetName = "cpu",
-    precision: PrecisionName = "int8",
+    precision: PrecisionName = None,
     int4_block: Block = 128,
     frame_size: FrameSize = None,
     kv_capacity: Capacity = 2048,
@@ -128,10 +132,12 @@ def export(
         export_vision,
         require_calibration,
     )
+    from autovla_rt.export.engine_memory import require_room
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.export.settings import Settings, check_settings
+    from autovla_rt.export.targets import find_target
     from autovla_rt.export.unified import export_checkpoint
-    from autovla_rt.export.unified_settings import check_unified, unified_choice
+    from autovla_rt.export.unified_settings import check_unified, engine_choice, unified_choice
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
@@ -139,7 +145,7 @@ def export(
     settings = Settings(
         out.resolve().name,
         target,
-        precision,
+        precision or find_target(target).recipe.precision,
         int4_block,
         kv_capacity,
         sizes,
@@ -147,20 +153,20 @@ def export(
         modelopt=modelopt,
     )
     (check_unified if part is Part.checkpoint else check_settings)(settings)
-    with (
-        _opened(files) as model,
-        folder_writer(out) as folder,
-        ExportProgress() as progress,
-    ):
+    with _opened(files) as model:
         cameras = camera_layout(model, settings)
-        require_calibration(model, settings, cameras)
-        if part in (Part.vision, Part.all):
-            export_vision(model, settings, cameras, folder, progress)
-        if part in (Part.language, Part.all):
-            export_language(model, settings, cameras, folder, progress)
-        if part is Part.checkpoint:
-            export_checkpoint(model, settings, folder, progress)
-            _log(f"precision (vision tower/language model): {unified_choice(settings)}")
+        if find_target(target).sm is not None:
+            choice = engine_choice(settings) if part is Part.checkpoint else settings.choice
+            _log(require_room(model.geometry, settings, choice, cameras, ENGINES[part]))
+        with folder_writer(out) as folder, ExportProgress() as progress:
+            require_calibration(model, settings, cameras)
+            if part in (Part.vision, Part.all):
+                export_vision(model, settings, cameras, folder, progress)
+            if part in (Part.language, Part.all):
+                export_language(model, settings, cameras, folder, progress)
+            if part is Part.checkpoint:
+                export_checkpoint(model, settings, folder, progress)
+                _log(f"precision (vision tower/language model): {unified_choice(settings)}")
     _log(f"exported to {out}")
 
 
@@ -218,7 +224,7 @@ def build(
     target: TargetName = "cpu",
     precision: Annotated[
         str | None,
-        typer.Option(help="As for `export`; or --fit, --max-ade-increase; else int8."),
+        typer.Option(help="As for `export`; or --fit, --max-ade-increase."),
     ] = None,
     int4_block: Block = 128,
     frame_size: FrameSize = None,
@@ -274,6 +280,7 @@ def build(
     from autovla_rt.export.build import build_engine
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.export.settings import Settings, check_bundle_settings
+    from autovla_rt.export.targets import find_target
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
@@ -283,7 +290,7 @@ def build(
     settings = Settings(
         out.resolve().name,
         target,
-        precision or "int8",
+        precision or find_target(target).recipe.precision,
         int4_block,
         kv_capacity,
         sizes,

@@ -24,7 +24,6 @@ from autovla_rt.bundle import Bundle
 
 if TYPE_CHECKING:
     from autovla_rt.bundle import Quality
-    from autovla_rt.runtime.doctor import Diagnosis
     from autovla_rt.runtime.planner import Plan
 
 
@@ -75,32 +74,11 @@ class ExportProgress:
             self._bars.update(self._task, total=done, completed=done)
 
 
-def print_diagnosis(diagnosis: Diagnosis) -> None:
-    """Print what a machine can run."""
-    machine = diagnosis.machine
-    table = _pairs(diagnosis.device)
-    memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB"
-    table.add_row("architecture", machine.architecture)
-    table.add_row("cores of this process", str(machine.cores))
-    table.add_row("free memory", memory)
-    table.add_row("of the CPU", ", ".join(machine.features) or "none that matters")
-    Console().print(table)
-    backends = _pairs("backends")
-    for finding in diagnosis.findings:
-        name = f"{finding.backend} (--target {finding.targets})"
-        works = "works" if finding.works else "does not work"
-        mend = f"\nmend it: {finding.fix}" if finding.fix else ""
-        backends.add_row(name, Text(f"{works}; {finding.found}{mend}"))
-    Console().print(backends)
-    for advice in diagnosis.advice:
-        Console().print(advice, highlight=False)
-
-
 def print_bundle(bundle: Bundle) -> None:
     """Print what a bundle is and holds."""
     manifest = bundle.manifest
     vision, language = manifest.geometry.vision, manifest.geometry.language
-    table = _pairs(f"engine {manifest.name}")
+    table = pairs(f"engine {manifest.name}")
     precision, used = manifest.precision, manifest.calibration
     for key, value in {
         "sha256": bundle.identity,
@@ -151,7 +129,7 @@ def _verdict(quality: Quality | None) -> str:
 
 def print_plan(plan: Plan) -> None:
     """Print a plan: answer, trajectory and where the time went."""
-    table = _pairs("plan")
+    table = pairs("plan")
     engine = plan.engine
     precision = engine["precision"]
     for key, value in {
@@ -203,7 +181,7 @@ def print_profile(report: dict[str, Any]) -> None:
     engine, device, protocol = report["engine"], report["device"], report["protocol"]
     acceptance, passes = report["acceptance"], report["forward_passes"]
     refinement = protocol["refinement"]
-    table = _pairs("profile")
+    table = pairs("profile")
     for key, value in {
         "engine": f"{engine['name']}, {engine['sha256'][:16]}, {engine['backend']}",
         "device": f"{device['name']}, {device['cores']} cores, {device['system']}",
@@ -260,7 +238,7 @@ def print_evaluation(report: dict[str, Any]) -> None:
         table.add_row(*row)
     tables = [table]
     if "against" in summary:
-        agreement = _pairs("against the reference")
+        agreement = pairs("against the reference")
         for name, text in agreement_told(summary["against"]).items():
             agreement.add_row(name, text)
         tables.append(agreement)
@@ -275,7 +253,7 @@ def print_evaluation(report: dict[str, Any]) -> None:
 def print_drive(record: dict[str, Any], out: Path) -> None:
     """Print how a drive went and where its pictures are."""
     score = record["score"]
-    table = _pairs(f"drive {record['seed']}")
+    table = pairs(f"drive {record['seed']}")
     slow, hit = record["slow_share"], score["collided_with"]
     for key, value in {
         "driver": record["driver"],
@@ -317,7 +295,8 @@ def _size(count: int) -> str:
     return f"{value:.4g} GiB"
 
 
-def _pairs(title: str) -> Table:
+def pairs(title: str) -> Table:
+    """Begin a table of names and what they are."""
     table = Table(title=_plain(title), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

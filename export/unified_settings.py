@@ -5,6 +5,8 @@ The readers are TensorRT Edge-LLM 0.11 (on Jetson) and TensorRT-LLM's PyTorch ba
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autovla_rt.config import is_vision
 from autovla_rt.errors import TargetError
 from autovla_rt.export.formats import NUMBER_FORMATS, Choice, read_choice
@@ -36,6 +38,18 @@ def unified_choice(settings: Settings) -> Choice:
         TargetError: it is not written like one.
     """
     return read_choice(settings.precision, {name: ("fp16", name) for name in PRECISIONS})
+
+
+def engine_choice(settings: Settings) -> Choice:
+    """Return the precision of each part of the engine that a reader makes of a checkpoint.
+
+    Its text head is the embedding.
+
+    Raises:
+        TargetError: as `unified_choice`.
+    """
+    choice = unified_choice(settings)
+    return replace(choice, overrides=(*choice.overrides, (TEXT_HEAD, "fp16")))
 
 
 def check_unified(settings: Settings) -> Target:

@@ -1,11 +1,14 @@
 """`export` for NVIDIA targets, as a user would, and what it refuses before any work."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from demo_engine import REPO
+
+from autovla_rt.export.targets import TARGETS
 
 SIZE = ("--frame-size", "392x224")
 MINIATURE = REPO / "calib_data" / "miniature"
@@ -105,3 +108,30 @@ def test_a_bundle_is_refused_with_the_command_that_works(demo, invoke, tmp_path)
     said = invoke.refused(8, "build", *options, "--out", tmp_path / "e")
     assert "bundles for its backend tensorrt cannot be built by this version" in said
     assert "autovla-rt export writes ONNX for agx-orin-64" in said
+
+
+def test_a_target_has_a_default_precision(demo, invoke, tmp_path):
+    options = [*demo.build_options, "--target", "agx-orin-64", "--out", tmp_path / "o"]
+    said = invoke.refused(8, "export", "all", *options)
+    assert "precision fp16/int4_awq: expected --calibration" in said
+    said = invoke.refused(8, "export", "checkpoint", *options)
+    assert "precision fp16/int4_awq: expected --calibration" in said
+
+
+@pytest.mark.parametrize("part", ["vision", "language", "all", "checkpoint"])
+def test_an_engine_without_room_on_the_target_is_refused_before_work(
+    demo, invoke, tmp_path, monkeypatch, part
+):
+    monkeypatch.setitem(TARGETS, "orin-nano-8", replace(TARGETS["orin-nano-8"], memory_gib=2))
+    options = [*demo.build_options, *SIZE, "--target", "orin-nano-8", "--precision", "fp16"]
+    said = invoke.refused(8, "export", part, *options, "--out", tmp_path / "o")
+    assert "precision fp16 on orin-nano-8: expected an engine of at most 1.0 GiB" in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_an_engine_takes_is_told(demo, invoke, tmp_path):
+    options = [*demo.build_options, *SIZE, "--target", "orin-nano-8", "--precision", "fp16"]
+    code, _, said = invoke("export", "vision", *options, "--out", tmp_path / "o")
+    assert code == 0, said
+    assert "memory on orin-nano-8: about 1.0 of 8 GiB; where it is compiled:" in said
+    assert "swap" not in said

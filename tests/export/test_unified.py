@@ -100,7 +100,7 @@ def without_decoder(content):
             (*ORIN, "--precision", "fp8"),
             "'fp8' on agx-orin-64 (Jetson AGX Orin 64 GB, SM 8.7): expected one of fp16, int8",
         ),
-        (ORIN, "expected fp16, int8_sq for vision in a checkpoint"),
+        ((*ORIN, "--precision", "int8"), "expected fp16, int8_sq for vision in a checkpoint"),
         ((*ORIN, "--precision", "fp16/int8"), "expected fp16, int8_sq, int4_awq for language"),
         ((*ORIN, "--precision", "int8_wo"), "expected fp16, int8_sq, int4_awq for language"),
         ((*ORIN, "--precision", "int4_awq/int4_awq"), "got 'int4_awq'"),

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from autovla_rt.cuda_driver import Driver, NoDriver, probe
 from autovla_rt.errors import DependencyError
+from autovla_rt.export.targets import BUILDABLE_BACKENDS, TARGETS, target_of
 from autovla_rt.machine import Machine, this_machine
+from autovla_rt.nvidia_findings import Finding, nvidia_findings
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.runtime.device import device_name
+from autovla_rt.runtime.jetson import Board, this_board
 
 PORTABLE, FASTEST_X86 = "cpu", "x86"
 """Targets of the CPU backends."""
@@ -26,60 +30,73 @@ SILENT = 4
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What was found out about one backend.
+class Diagnosis:
+    """All that was found out.
 
     Attributes:
-        backend: Its name.
-        targets: What engines for it are built with.
-        works: Whether it computed something here, just now.
-        found: Version and what was tried.
-        fix: The command that makes it work; "" where nothing is to be done, or can be.
+        device: Name of the board, or of the CPU.
+        machine: Its CPU and free memory.
+        driver: NVIDIA's driver and its GPUs, or why there is none.
+        board: What a Jetson says of itself; None on another machine.
+        findings: Of each backend.
     """
-
-    backend: str
-    targets: str
-    works: bool
-    found: str
-    fix: str = ""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """All that was found out."""
 
     device: str
     machine: Machine
+    driver: Driver | NoDriver
+    board: Board | None
     findings: tuple[Finding, ...]
-    advice: tuple[str, ...]
 
     @property
     def target(self) -> str:
-        """The target to build engines for on this machine."""
-        return recommended_target(self.machine, self.findings)
+        """The target to build engines for on this machine: of the fastest backend that works."""
+        works = {finding.backend for finding in self.findings if finding.works}
+        name = self.gpu_target
+        if name is not None and TARGETS[name].backend in works.intersection(BUILDABLE_BACKENDS):
+            return name
+        return FASTEST_X86 if self.machine.is_x86 and "openvino" in works else PORTABLE
+
+    @property
+    def gpu_target(self) -> str | None:
+        """The target that the first GPU is; None without one, or where it is none."""
+        if isinstance(self.driver, NoDriver):
+            return None
+        gpu = self.driver.devices[0]
+        return target_of(gpu.sm, gpu.memory, self.board.name if self.board else "")
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to build for, what is lacking, what that costs and what mends it."""
+        told = [f"Build engines of a real checkpoint with --target {self.target}."]
+        told += self._gpu_advice()
+        if self.board is not None:
+            told += [f"For steady figures on the board: {fix}." for fix in self.board.fixes]
+        return (*told, *cpu_advice(self.machine))
+
+    def _gpu_advice(self) -> list[str]:
+        if isinstance(self.driver, NoDriver):
+            return []
+        name, gpu = self.gpu_target, self.driver.devices[0]
+        if name is None:
+            return [f"{gpu.name} (SM {gpu.sm / 10:.1f}) is no target: see autovla-rt targets."]
+        return [] if name == self.target else [f"Export for {gpu.name} with --target {name}."]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""
-        return {**asdict(self), "target": self.target}
+        told = {"target": self.target, "gpu_target": self.gpu_target, "advice": self.advice}
+        return {**asdict(self), **told}
 
 
 def diagnose() -> Diagnosis:
-    """Examine this machine; every backend that is installed computes something."""
-    machine = this_machine()
-    findings = (_onnx_runtime(), _openvino(machine), _tensorrt())
-    return Diagnosis(device_name(), machine, findings, tuple(advice(machine, findings)))
+    """Examine this machine; every backend that is installed and has its device is tried."""
+    machine, driver = this_machine(), probe()
+    findings = (_onnx_runtime(), _openvino(machine), *nvidia_findings(driver))
+    return Diagnosis(device_name(), machine, driver, this_board(), findings)
 
 
-def recommended_target(machine: Machine, findings: tuple[Finding, ...]) -> str:
-    """Return the target whose backend is the fastest of those that work here."""
-    works = {finding.backend for finding in findings if finding.works}
-    return FASTEST_X86 if machine.is_x86 and "openvino" in works else PORTABLE
-
-
-def advice(machine: Machine, findings: tuple[Finding, ...]) -> list[str]:
-    """Say what this CPU lacks and what that costs, and what to build for."""
-    target = recommended_target(machine, findings)
-    told = [f"Build engines of a real checkpoint with --target {target}."]
+def cpu_advice(machine: Machine) -> list[str]:
+    """Say what this CPU lacks and what that costs."""
+    told = []
     if machine.is_x86:
         if "AVX2" not in machine.features:
             told.append("No AVX2: engines run, but were never measured on such a CPU.")
@@ -141,8 +158,3 @@ def _openvino(machine: Machine) -> Finding:
     except RuntimeError as error:
         return Finding("openvino", FASTEST_X86, False, f"cannot compute: {error}", fix)
     return Finding("openvino", FASTEST_X86, True, f"OpenVINO {version}: CPU works")
-
-
-def _tensorrt() -> Finding:
-    found = "no engine for it can be built or run by this version"
-    return Finding("tensorrt", "agx-orin-64, h100, ...", False, found)
