@@ -21,13 +21,19 @@ def int8_kernels_saturate(cpuinfo: str) -> bool:
     return bool(flags) and "vnni" not in flags
 
 
-def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
+def open_session(
+    path: Path, threads: int | None, *, rewrite: bool = True
+) -> ort.InferenceSession:
     """Open a graph on the CPU provider, and on nothing else.
+
+    Without `rewrite` it is computed node by node as it is written, and nothing is fused.
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph or took another provider.
     """
     options = ort.SessionOptions()
+    if not rewrite:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
     if int8_kernels_saturate(CPUINFO.read_text() if CPUINFO.exists() else ""):

@@ -145,15 +145,16 @@ def build_engine(
     with bundle_writer(folder) as building:
         export_vision(model, settings, cameras, building, progress)
         export_language(model, settings, cameras, building, progress)
-        progress.stage("prompt prefix", model.geometry.language.num_hidden_layers)
-        emit_prefix_kv(
-            building,
-            model.geometry.language,
-            prompt,
-            settings.parts,
-            prefix_layers(target.backend),
-            progress.advance,
-        )
+        if not settings.dialect.prefix_at_load:
+            progress.stage("prompt prefix", model.geometry.language.num_hidden_layers)
+            emit_prefix_kv(
+                building,
+                model.geometry.language,
+                prompt,
+                settings.parts,
+                prefix_layers(target.backend),
+                progress.advance,
+            )
         progress.stage("bundle", None)
         # Not Tokenizer.save: on a full disk it raises Exception itself.
         (building / "tokenizer.json").write_text(model.tokenizer.to_str(pretty=True), "utf-8")

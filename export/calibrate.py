@@ -94,7 +94,7 @@ def _fitted(
         lambda module: number_format(chosen(module)),
         settings.int4_block,
         settings.choice.kv,
-        floats=settings.dialect.floats,
+        floats=settings.floats,
         capacity=settings.kv_capacity,
     )
     if settings.calibration is None:

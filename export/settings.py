@@ -57,6 +57,12 @@ class Settings:
         """Of the target's backend."""
         return dialect_of(TARGETS[self.target].backend)
 
+    @property
+    def floats(self) -> str:
+        """Float type that is computed in where nothing is quantized; fp32 of any part is all's."""
+        has_fp32 = any(precision == "fp32" for _, precision in self.choice.named())
+        return "float32" if has_fp32 else self.dialect.floats
+
     def with_precision(self, precision: str) -> Settings:
         """Return the same in another precision, without the calibration where it needs none."""
         changed = replace(self, precision=precision)
@@ -74,7 +80,7 @@ class Settings:
         """Number format of each part."""
         choice = self.choice
         language = number_format(choice.language)
-        activations = "fp16" if self.dialect.floats == "float16" else "fp32"
+        activations = "fp16" if self.floats == "float16" else "fp32"
         others = [of for part, of in choice.overrides if not is_vision(part)]
         if {language, *others} != {"fp32"} and TARGETS[self.target].backend == "openvino":
             activations = "bf16"

@@ -52,6 +52,7 @@ class Recipe:
 
 
 BITS_8 = Recipe("int8", "the smallest loss of what a CPU computes fast in, without a calibration")
+FLOAT_32 = Recipe("fp32", "the graphs, not a format, are what is checked there first")
 INT4_DECODE = Recipe(
     "fp16/int4_awq",
     "a pass of few rows takes as long as reading weights; what NVIDIA published Orin's speed in",
@@ -153,6 +154,16 @@ TARGETS = {
         recipe=BITS_8,
         backend="openvino",
         language_backend="openvino",
+    ),
+    "cpu-standard": Target(
+        description="any CPU, the GPUs' graphs in ONNX Runtime, for checking",
+        missing=VARIES,
+        source="",
+        precisions=("fp32", *ADA),
+        kv=("auto",),
+        recipe=FLOAT_32,
+        backend="standard",
+        language_backend="standard",
     ),
     "orin-nano-8": _orin(
         "Jetson Orin Nano 8 GB",
@@ -265,7 +276,7 @@ TARGETS = {
     ),
 }
 
-BUILDABLE_BACKENDS = ("ort", "openvino")
+BUILDABLE_BACKENDS = ("ort", "openvino", "standard")
 """Backends that this version builds bundles for."""
 
 LEAST_SHARE = 0.85

@@ -53,7 +53,7 @@ answer opens with no forced id.
 
 log = logging.getLogger("autovla_rt")
 
-BACKENDS = ("ort", "openvino")
+BACKENDS = ("ort", "openvino", "standard")
 """Backends that run on this machine's CPU."""
 
 
@@ -460,6 +460,12 @@ def open_engines(
             vision = beside.submit(OpenVinoVision, bundle, threads)
             language = OpenVinoLanguage(bundle, threads, use_prefix=use_prefix)
             return vision.result(), language
+    if backend == "standard":
+        from autovla_rt.runtime.backends.device_engine import DeviceLanguage, DeviceVision
+        from autovla_rt.runtime.backends.onnx_executor import OnnxDevice
+
+        device = OnnxDevice(threads)
+        return DeviceVision(bundle, device), DeviceLanguage(bundle, device, use_prefix=use_prefix)
     from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 
     return OrtVision(bundle, threads), OrtLanguage(bundle, threads, use_prefix=use_prefix)

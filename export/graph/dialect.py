@@ -75,8 +75,10 @@ class Dialect:
         libraries: Packages whose versions a bundle records.
         formats: Of linear layers' weights that it can write.
         ranged: Those whose activation scales are static, so that they need a calibration's ranges.
-        floats: What is computed in where nothing is quantized.
+        floats: What is computed in where nothing is quantized and no layer is fp32.
         kv: Number formats that keys and values can be kept in.
+        prefix_at_load: Whether the device computes the prompt's prefix when an engine is loaded;
+            otherwise the build does.
     """
 
     ops: Callable[[WeightSource, WeightFile, Formats], GraphOps]
@@ -87,6 +89,7 @@ class Dialect:
     ranged: tuple[str, ...] = ()
     floats: str = "float32"
     kv: tuple[str, ...] = ("auto",)
+    prefix_at_load: bool = False
 
 
 MODULES = {"tensorrt": "standard"}

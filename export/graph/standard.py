@@ -233,4 +233,5 @@ DIALECT = Dialect(
     formats=tuple(LINEARS),
     ranged=STATIC,
     floats="float16",
+    prefix_at_load=True,
 )

@@ -1,0 +1,144 @@
+"""The engine of a device: bindings, the KV cache in place, passes of few sizes.
+
+It runs the graphs of the `standard` dialect over an executor: a TensorRT context on a GPU, an ONNX
+Runtime session on a CPU. All memory is allocated at load and bound by address, so a pass of a size
+that was seen before asks the device for nothing new, and a GPU can replay it as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autovla_rt.bundle import Bundle
+from autovla_rt.prefix import prefix_length
+from autovla_rt.runtime.backends import Float
+from autovla_rt.runtime.backends.cached_language import CachedLanguage
+from autovla_rt.runtime.backends.executor import Buffer, Device, fits
+
+PASS_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64)
+"""Rows of passes: shorter ones are padded to the next by repeating the last row.
+
+So a device meets few shapes: a scaffold with ten actions, one token, a draft. What the spare rows
+write lies behind the sequence and is overwritten. Longer passes (a prefill) have their own length.
+"""
+
+CACHE_TYPES = {"fp32": "float32", "fp16": "float16"}
+"""What a graph computes in between products -> type of its keys and values."""
+
+
+class DeviceVision:
+    """The vision tower: one graph per grid, batched over temporal patches."""
+
+    def __init__(self, bundle: Bundle, device: Device) -> None:
+        vision = bundle.manifest.geometry.vision
+        grids: dict[tuple[int, int], int] = {}
+        for camera in bundle.manifest.cameras:
+            count, rows, columns = camera.grid
+            grids[rows, columns] = grids.get((rows, columns), 0) + count
+        self._width, self._hidden = vision.patch_width, vision.out_hidden_size
+        self._merged = vision.spatial_merge_size**2
+        self._graphs = {
+            grid: device.open(bundle.path(f"vision_{grid[0]}x{grid[1]}.onnx")) for grid in grids
+        }
+        self._memory = {
+            (rows, columns): (
+                device.allocate((count, rows * columns, self._width), "float32"),
+                device.allocate((count, rows * columns // self._merged, self._hidden), "float32"),
+            )
+            for (rows, columns), count in grids.items()
+        }
+
+    def encode(self, patches: Float, grid: tuple[int, int]) -> Float:
+        """Encode [B, rows*columns, patch_width] patches of one (rows, columns) grid."""
+        graph, (given, found) = self._graphs[grid], self._memory[grid]
+        shape = len(patches), patches.shape[1] // self._merged, self._hidden
+        given.write(patches)
+        graph.bind("patches", given, patches.shape)
+        graph.bind("features", found, shape)
+        graph.run()
+        return found.read(shape)
+
+
+class DeviceLanguage(CachedLanguage):
+    """The language model with its KV cache in the device's memory, written in place.
+
+    The prompt's constant prefix is computed at load, on the device, so that it is bit for bit what
+    a request would compute.
+
+    Args:
+        bundle: The engine.
+        device: Where it runs.
+        use_prefix: Compute the prefix once, at load.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, *, use_prefix: bool = True) -> None:
+        super().__init__(bundle, None)
+        geometry = bundle.manifest.geometry.language
+        self._hidden_size = geometry.hidden_size
+        self._text_rows = bundle.manifest.actions.action_start_id
+        self._model = device.open(bundle.path("language.onnx"))
+        self._head = device.open(bundle.path("text_head.onnx"))
+        self._inputs = {
+            "embeddings": device.allocate((self._capacity, self._hidden_size), "float32"),
+            "rows": device.allocate((self._capacity,), "int64"),
+            "positions": device.allocate((1, self._capacity), "int64"),
+            "write_indices": device.allocate((1,), "int64"),
+            "nonpad_kv_seqlen": device.allocate((1,), "int64"),
+        }
+        self._states = device.allocate((self._capacity, self._hidden_size), "float32")
+        self._logits: tuple[int, Buffer] = (0, self._states)
+        self._device = device
+        self._bind_constants(bundle)
+        if use_prefix:
+            prompt = bundle.prompt()
+            ids = np.array(prompt.prefix_ids[: prefix_length(prompt)], np.int64)
+            if len(ids):
+                self.extend(self.embed(ids), 1)
+                self._prefix_length = self._length
+
+    def _bind_constants(self, bundle: Bundle) -> None:
+        """Bind rotary tables and the cache once; past and present share one buffer."""
+        geometry = bundle.manifest.geometry.language
+        for name, table in self._tables.items():
+            buffer = self._device.allocate(table.shape, "float32")
+            buffer.write(table)
+            self._model.bind(f"{name}_cache", buffer, table.shape)
+        shape = 1, geometry.num_key_value_heads, self._capacity, geometry.head_dim
+        dtype = CACHE_TYPES[bundle.manifest.precision.activations]
+        for layer in range(geometry.num_hidden_layers):
+            for part in ("key", "value"):
+                cache = self._device.allocate(shape, dtype)
+                self._model.bind(f"past_key_values.{layer}.{part}", cache, shape)
+                self._model.bind(f"present.{layer}.{part}", cache, shape)
+
+    def _padding(self, count: int) -> int:
+        return fits(PASS_SIZES, count, self._capacity - self._length) - count
+
+    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Float:
+        start, count = self._length, len(embeddings)
+        given = {
+            "embeddings": embeddings,
+            "rows": rows,
+            "positions": np.arange(start, start + count)[None],
+            "write_indices": np.array([start]),
+            "nonpad_kv_seqlen": np.array([start + count]),
+        }
+        for name, array in given.items():
+            self._inputs[name].write(array)
+            self._model.bind(name, self._inputs[name], array.shape)
+        shape = len(rows), self._hidden_size
+        self._model.bind("hidden", self._states, shape)
+        self._model.run()
+        return self._states.read(shape)
+
+    def _text_logits(self, hidden: Float) -> Float:
+        count = len(hidden)
+        if count > self._logits[0]:
+            self._logits = count, self._device.allocate((count, self._text_rows), "float32")
+        given, found = self._inputs["embeddings"], self._logits[1]
+        given.write(hidden)
+        self._head.bind("hidden", given, hidden.shape)
+        self._head.bind("logits", found, (count, self._text_rows))
+        self._head.run()
+        return found.read((count, self._text_rows))

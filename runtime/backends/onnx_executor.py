@@ -1,0 +1,73 @@
+"""A device engine's graphs in ONNX Runtime on the CPU, as they are written.
+
+For checking what a GPU would be given, not for speed: nothing is fused, so that Q/DQ rounds where
+the graph says. Products of float16 are computed in float32 there: no evidence for its range.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autovla_rt.onnx_runtime import ort
+from autovla_rt.ort_session import open_session
+from autovla_rt.runtime.backends.executor import Shape
+
+
+class HostBuffer:
+    """An array of the CPU's memory."""
+
+    def __init__(self, shape: Shape, dtype: str) -> None:
+        self.array = np.zeros(shape, dtype).reshape(-1)
+
+    def write(self, array: NDArray[Any]) -> None:
+        """Copy an array to the beginning."""
+        self.array[: array.size] = array.reshape(-1)
+
+    def read(self, shape: Shape) -> NDArray[Any]:
+        """Return what lies at the beginning, copied."""
+        return self.array[: prod(shape)].reshape(shape).copy()
+
+
+class OnnxExecutor:
+    """A session whose inputs and outputs are bound by address."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._inputs = {given.name for given in session.get_inputs()}
+        self._bound: dict[str, HostBuffer] = {}  # by address: kept, so that they stay there
+
+    def bind(self, name: str, buffer: HostBuffer, shape: Shape) -> None:
+        """Use a buffer's beginning for an input or output."""
+        dtype, address = buffer.array.dtype, buffer.array.ctypes.data
+        bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
+        bind(name, "cpu", 0, dtype.type, shape, address)
+        self._bound[name] = buffer
+
+    def run(self) -> None:
+        """Compute."""
+        self._session.run_with_iobinding(self._binding)
+
+
+class OnnxDevice:
+    """This machine's CPU."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
+
+    def allocate(self, shape: Shape, dtype: str) -> HostBuffer:
+        """Return zeroed memory."""
+        return HostBuffer(shape, dtype)
+
+    def open(self, graph: Path) -> OnnxExecutor:
+        """Load a graph without rewriting it.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load it.
+        """
+        return OnnxExecutor(open_session(graph, self._threads, rewrite=False))
