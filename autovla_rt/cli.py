@@ -55,7 +55,7 @@ app = typer.Typer(
         "Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 input, 4 checkpoint, 5 recipe, "
         "6 codebook, 7 bundle, 8 target, 9 capacity, 10 storage, 11 missing library, "
         "12 camera layout, 13 too little memory, 14 calibration, 15 gate not passed, "
-        "16 nothing fits."
+        "16 nothing fits, 17 refused by the GPU."
     ),
 )
 codebook_app = typer.Typer(help="Import, build and show action codebooks.", no_args_is_help=True)

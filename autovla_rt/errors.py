@@ -95,3 +95,9 @@ class FitError(AutovlaError):
     """No combination of precisions is as fast, small and close to the reference as was asked."""
 
     exit_code = 16
+
+
+class DeviceError(AutovlaError):
+    """A GPU, or its driver, refused what was asked of it."""
+
+    exit_code = 17
