@@ -21,9 +21,7 @@ def int8_kernels_saturate(cpuinfo: str) -> bool:
     return bool(flags) and "vnni" not in flags
 
 
-def open_session(
-    path: Path, threads: int | None, *, rewrite: bool = True
-) -> ort.InferenceSession:
+def open_session(path: Path, threads: int | None, *, rewrite: bool = True) -> ort.InferenceSession:
     """Open a graph on the CPU provider, and on nothing else.
 
     Without `rewrite` it is computed node by node as it is written, and nothing is fused.

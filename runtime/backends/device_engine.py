@@ -101,14 +101,12 @@ class DeviceLanguage(CachedLanguage):
         """Bind rotary tables and the cache once; past and present share one buffer."""
         geometry = bundle.manifest.geometry.language
         for name, table in self._tables.items():
-            buffer = self._device.allocate(table.shape, "float32")
-            buffer.write(table)
-            self._model.bind(f"{name}_cache", buffer, table.shape)
+            self._model.bind(f"{name}_cache", self._device.keep(table), table.shape)
         shape = 1, geometry.num_key_value_heads, self._capacity, geometry.head_dim
         dtype = CACHE_TYPES[bundle.manifest.precision.activations]
         for layer in range(geometry.num_hidden_layers):
             for part in ("key", "value"):
-                cache = self._device.allocate(shape, dtype)
+                cache = self._device.keep(np.zeros(shape, dtype))
                 self._model.bind(f"past_key_values.{layer}.{part}", cache, shape)
                 self._model.bind(f"present.{layer}.{part}", cache, shape)
 

@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 class Buffer(Protocol):
-    """Memory of the device, allocated once; graphs are bound to it by its address."""
+    """Memory that the host writes or reads in every pass, allocated once."""
 
     def write(self, array: NDArray[Any]) -> None:
         """Copy an array, at most as large as the buffer, to its beginning."""
@@ -30,10 +30,10 @@ class Buffer(Protocol):
 class Executor(Protocol):
     """A compiled graph."""
 
-    def bind(self, name: str, buffer: Buffer, shape: Shape) -> None:
-        """Use a buffer's beginning for an input or output, in this shape, until it is bound anew.
+    def bind(self, name: str, memory: Any, shape: Shape) -> None:
+        """Use the beginning of the device's memory for an input or output, until it is bound anew.
 
-        The executor keeps the buffer.
+        The executor keeps it.
         """
         ...
 
@@ -46,7 +46,11 @@ class Device(Protocol):
     """Where graphs are run."""
 
     def allocate(self, shape: Shape, dtype: str) -> Buffer:
-        """Return zeroed memory for an array; `dtype` is NumPy's name."""
+        """Return zeroed memory to be exchanged with the host; `dtype` is NumPy's name."""
+        ...
+
+    def keep(self, array: NDArray[Any]) -> Any:
+        """Return memory of the device's own with an array in it."""
         ...
 
     def open(self, graph: Path) -> Executor:

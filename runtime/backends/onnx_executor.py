@@ -42,12 +42,12 @@ class OnnxExecutor:
         self._inputs = {given.name for given in session.get_inputs()}
         self._bound: dict[str, HostBuffer] = {}  # by address: kept, so that they stay there
 
-    def bind(self, name: str, buffer: HostBuffer, shape: Shape) -> None:
-        """Use a buffer's beginning for an input or output."""
-        dtype, address = buffer.array.dtype, buffer.array.ctypes.data
+    def bind(self, name: str, memory: HostBuffer, shape: Shape) -> None:
+        """Use the beginning of some memory for an input or output."""
+        dtype, address = memory.array.dtype, memory.array.ctypes.data
         bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
         bind(name, "cpu", 0, dtype.type, shape, address)
-        self._bound[name] = buffer
+        self._bound[name] = memory
 
     def run(self) -> None:
         """Compute."""
@@ -63,6 +63,12 @@ class OnnxDevice:
     def allocate(self, shape: Shape, dtype: str) -> HostBuffer:
         """Return zeroed memory."""
         return HostBuffer(shape, dtype)
+
+    def keep(self, array: NDArray[Any]) -> HostBuffer:
+        """Return memory with an array in it."""
+        buffer = HostBuffer(array.shape, array.dtype.name)
+        buffer.write(array)
+        return buffer
 
     def open(self, graph: Path) -> OnnxExecutor:
         """Load a graph without rewriting it.
