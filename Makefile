@@ -16,7 +16,7 @@ DEMO_NOTE := miniature AutoVLA, trained on drawn scenes (demo/): never for a rea
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-engine demo-model demo-model-sft engine test lint bench bench-export clean
+.PHONY: help setup demo demo-engine demo-model demo-model-sft engine test lint kernels bench bench-export clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ lint: $(VENV)/dev.stamp  ## Check style, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+kernels: $(VENV)/dev.stamp  ## Compile the GPU kernels in build/cubins (no GPU needed)
+	$(BIN)/python -m autovla_rt.kernels.aot build/cubins
 
 bench: $(VENV)/dev.stamp .venv-bench/stamp .venv-genai/stamp  ## Race the peers at the real 3B geometry (45 GB of disk, an hour)
 	PYTHONPATH=bench $(BIN)/python bench/race.py build/race build/race/report

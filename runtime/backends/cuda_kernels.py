@@ -34,21 +34,16 @@ class CudaKernels:
 
     def __init__(self, folder: Path) -> None:
         self._driver = open_driver()
-        index = read_index(folder)
+        self._index = index = read_index(folder)
         found = compute_capability(self._driver)
         if found != index.sm:
             raise TargetError(
                 f"{folder}: kernels for compute capability {index.sm}, but this device has {found}."
                 f"\nCompile them for it: python -m autovla_rt.kernels.aot OUT --sm {found}"
             )
-        self._loaded = {
-            cubin.name: (cubin, self._load(cubin, read_cubin(folder, cubin)))
-            for cubin in index.cubins
+        self._functions = {
+            cubin.name: self._load(cubin, read_cubin(folder, cubin)) for cubin in index.cubins
         }
-
-    def __getitem__(self, name: str) -> Cubin:
-        """Return what is known of a kernel."""
-        return self._loaded[name][0]
 
     def launch(
         self,
@@ -66,14 +61,15 @@ class CudaKernels:
             stream: Handle of a CUDA stream; 0 is the default one.
 
         Raises:
+            BundleError: there is no such kernel.
             DeviceError: an argument is missing, unknown or out of range, or the driver refuses.
         """
-        cubin, function = self._loaded[name]
+        cubin = self._index.find(name)
         # The driver copies them before it returns.
         slots = pack_arguments(cubin, arguments)
         places = slots.ctypes.data + slots.itemsize * np.arange(len(slots), dtype=np.uint64)
         launched = self._driver.cuLaunchKernel(
-            function,
+            self._functions[name],
             *programs,
             *(cubin.threads, 1, 1),
             cubin.shared_bytes,

@@ -1,6 +1,7 @@
 """Kernels compiled without a device: what for, what to, and that a wrong wish is refused."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,15 @@ def test_other_architectures_compile_without_spills(tmp_path, sm):
     index = compile_kernels(tmp_path, sm, wanted)
     assert index.sm == sm
     assert [cubin.spills for cubin in index.cubins] == [0, 0]
+
+
+@pytest.mark.slow
+def test_spills_are_found(tmp_path):
+    (resize,) = (of for of in variants() if of.kernel == "resize_patchify")
+    too_wide = replace(resize, constants=resize.constants | {"BYTE_CHUNK": 128})
+    (cubin,) = compile_kernels(tmp_path, 90, [too_wide]).cubins
+    assert cubin.spills > 0
+    assert cubin.stack_bytes > 0
 
 
 @pytest.mark.slow

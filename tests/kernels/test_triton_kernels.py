@@ -45,8 +45,9 @@ def test_action_head_equals_the_reference(interpret, weights, rows, actions, top
 
 
 @pytest.mark.parametrize("change", EDGES)
-def test_action_head_of_edge_cases(interpret, change):
-    case = head_case("int4", 2, 40, 8, width=128, change=change)
+@pytest.mark.parametrize("weights", FORMATS)
+def test_action_head_of_edge_cases(interpret, weights, change):
+    case = head_case(weights, 2, 40, 8, width=128, change=change)
     check_head(case, interpret(case, hidden_size=128), 8)
 
 

@@ -57,7 +57,7 @@ def test_a_missing_argument_is_refused():
 def test_without_a_device_the_message_says_what_is_missing(tmp_path):
     if has_device():
         pytest.skip("this machine has a device")
-    with pytest.raises(DependencyError, match="NVIDIA's driver|cuInit|cuda-bindings"):
+    with pytest.raises(DependencyError, match=r"NVIDIA's driver|cuInit|cuda-bindings"):
         CudaKernels(tmp_path)
 
 
