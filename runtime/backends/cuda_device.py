@@ -150,7 +150,7 @@ class CudaDevice:
         """Return zeroed memory of the host that the GPU reaches, too."""
         flags = self._driver.CU_MEMHOSTALLOC_DEVICEMAP
         address = int(self._get("cuMemHostAlloc", size, flags))
-        view = np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+        view = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         view[:] = 0
         return view
 

@@ -7,6 +7,8 @@ that was seen before asks the device for nothing new, and a GPU can replay it as
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -115,7 +117,7 @@ class DeviceLanguage(CachedLanguage):
 
     def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Float:
         start, count = self._length, len(embeddings)
-        given = {
+        given: dict[str, NDArray[Any]] = {
             "embeddings": embeddings,
             "rows": rows,
             "positions": np.arange(start, start + count)[None],

@@ -1,9 +1,9 @@
 """A compiled graph in TensorRT: one execution context for each shape that comes again.
 
 TensorRT and TensorRT for RTX have one Python API as far as this needs, so the module is a
-parameter. Contexts share one scratch memory, since one runs at a time on one stream. A shape's first
-pass runs as it is, its second is captured as a CUDA graph, later ones replay that (NVIDIA's rule: a
-context of its own for every captured graph).
+parameter. Contexts share one scratch memory, since one runs at a time on one stream. A shape's
+first pass runs as it is, its second is captured as a CUDA graph, later ones replay that (NVIDIA's
+rule: a context of its own for every captured graph).
 """
 
 from __future__ import annotations
