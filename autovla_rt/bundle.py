@@ -93,6 +93,8 @@ class Manifest(Model):
     autovla_rt_version: str = __version__
     name: str
     target: str
+    sm: int | None = None
+    """Compute capability of the target, without the dot; None without an NVIDIA GPU."""
     backend: str
     precision: Precision
     geometry: Geometry

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from autovla_rt.bundle import MANIFEST, FileRecord, Manifest, manifest_seal, sha256_of
-from autovla_rt.config import LATENCY_FOLDER
+from autovla_rt.config import LATENCY_FOLDER, PLANS_FOLDER
 from autovla_rt.errors import StorageError
 
 RETIRED = "retired"
@@ -110,7 +110,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _bundle_files(manifest: Path) -> set[str]:
-    """Names that a manifest of any version lists, its own, and that of latencies measured with it.
+    """Names that a manifest of any version lists, its own, and what was made of or with a bundle.
 
     None where the manifest cannot be read.
     """
@@ -120,7 +120,7 @@ def _bundle_files(manifest: Path) -> set[str]:
         return set()
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         return set()
-    return {MANIFEST, LATENCY_FOLDER, *content["files"]}
+    return {MANIFEST, LATENCY_FOLDER, PLANS_FOLDER, *content["files"]}
 
 
 @contextlib.contextmanager

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autovla_rt import __version__, cli_build, cli_doctor, cli_evaluate, cli_profile, cli_world
+from autovla_rt import (
+    __version__,
+    cli_build,
+    cli_compile,
+    cli_doctor,
+    cli_evaluate,
+    cli_profile,
+    cli_world,
+)
 from autovla_rt.cli_options import (
     DEFAULT_ENGINE,
     EXACT,
@@ -63,6 +71,7 @@ app.add_typer(codebook_app, name="codebook")
 app.command()(cli_build.export)
 app.command()(cli_build.calibrate)
 app.command()(cli_build.build)
+app.command("compile")(cli_compile.compile_)
 app.command("eval")(cli_evaluate.evaluate)
 app.command()(cli_profile.profile)
 app.command()(cli_doctor.doctor)

@@ -179,6 +179,9 @@ class CompiledPrompt(Model):
 LATENCY_FOLDER = "latency"
 """In a bundle's folder, outside its manifest: what was measured with it, by machine."""
 
+PLANS_FOLDER = "plans"
+"""Likewise: its graphs, compiled for GPUs."""
+
 SPARE_POSITIONS = 1
 """Rotary rows and KV positions behind an engine's capacity, for padded passes of the runtime."""
 

@@ -164,6 +164,7 @@ def build_engine(
         manifest = Manifest(
             name=settings.name,
             target=settings.target,
+            sm=target.sm,
             backend=target.backend,
             precision=settings.parts,
             geometry=model.geometry,

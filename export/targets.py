@@ -276,7 +276,7 @@ TARGETS = {
     ),
 }
 
-BUILDABLE_BACKENDS = ("ort", "openvino", "standard")
+BUILDABLE_BACKENDS = ("ort", "openvino", "standard", "tensorrt")
 """Backends that this version builds bundles for."""
 
 LEAST_SHARE = 0.85

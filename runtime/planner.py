@@ -53,8 +53,8 @@ answer opens with no forced id.
 
 log = logging.getLogger("autovla_rt")
 
-BACKENDS = ("ort", "openvino", "standard")
-"""Backends that run on this machine's CPU."""
+BACKENDS = ("ort", "openvino", "standard", "tensorrt")
+"""Backends that this version runs; the last on an NVIDIA GPU, the others on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -450,6 +450,12 @@ def open_engines(
             f"{bundle.manifest.target}), expected one of {', '.join(BACKENDS)}. Run it on its own "
             "device, or build an engine for this one."
         )
+    if backend == "tensorrt":
+        from autovla_rt.runtime.backends.device_engine import DeviceLanguage, DeviceVision
+        from autovla_rt.runtime.backends.tensorrt import TensorRtDevice
+
+        gpu = TensorRtDevice(bundle)
+        return DeviceVision(bundle, gpu), DeviceLanguage(bundle, gpu, use_prefix=use_prefix)
     require_memory(bundle)
     if backend == "openvino":
         from autovla_rt.runtime.backends.openvino import OpenVinoLanguage, OpenVinoVision

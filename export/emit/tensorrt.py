@@ -6,7 +6,7 @@ the device in the configuration, TensorRT compiles for the GPU at hand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,23 @@ class EnginePlan:
         plan: As the runtime library reads it.
         layers: Of the network that was compiled.
         compiled: The compiler's own list of what became of them, with types; as it logs it.
+        timing_cache: What it measured of tactics, and what it was given.
     """
 
     plan: bytes
     layers: int
     compiled: str
+    timing_cache: bytes
 
 
 def build_engine_plan(
-    trt: Module, onnx_path: Path, sm: int, dimensions: Mapping[str, Sizes]
+    trt: Module,
+    onnx_path: Path,
+    sm: int,
+    profiles: Sequence[Mapping[str, Sizes]],
+    *,
+    workspace: int | None = None,
+    timing_cache: bytes = b"",
 ) -> EnginePlan:
     """Compile a graph, strongly typed.
 
@@ -65,7 +73,10 @@ def build_engine_plan(
         onnx_path: The graph; its weights lie beside it.
         sm: CUDA compute capability without the dot; TensorRT itself compiles for the GPU at hand,
             whichever that is.
-        dimensions: Sizes of the graph's dynamic dimensions, by name.
+        profiles: Sizes of dynamic dimensions, by name; each makes a profile of the plan, unless it
+            says the same of this graph as the one before.
+        workspace: Bytes that a tactic may take while it computes; None leaves it to the compiler.
+        timing_cache: Of an earlier build.
 
     Raises:
         TargetError: the compiler does not know the device or does not take the graph for it, or
@@ -82,11 +93,17 @@ def build_engine_plan(
     configuration = builder.create_builder_config()
     configuration.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _aim(trt, configuration, sm)
-    configuration.add_optimization_profile(_profile(builder, network, onnx_path, dimensions))
+    if workspace is not None:
+        configuration.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    cache = configuration.create_timing_cache(timing_cache)
+    configuration.set_timing_cache(cache, ignore_mismatch=False)
+    for dimensions in _different(profiles, network):
+        configuration.add_optimization_profile(_profile(builder, network, onnx_path, dimensions))
     plan = builder.build_serialized_network(network, configuration)
     if plan is None:
         raise _refusal(trt, onnx_path, sm, "compile", logger.errors)
-    return EnginePlan(bytes(plan), network.num_layers, logger.compiled)
+    measured = bytes(configuration.get_timing_cache().serialize())
+    return EnginePlan(bytes(plan), network.num_layers, logger.compiled, measured)
 
 
 def _logger(trt: Module) -> Any:
@@ -125,6 +142,25 @@ def _aim(trt: Module, configuration: Any, sm: int) -> None:
             f"SM {sm / 10:.1f}: expected one of {', '.join(known)} for {trt.__name__} "
             f"{trt.__version__}. Compile on the device, with TensorRT."
         )
+
+
+def _different(
+    profiles: Sequence[Mapping[str, Sizes]], network: Any
+) -> Iterator[Mapping[str, Sizes]]:
+    """Yield the profiles that say something new of a network's dynamic dimensions."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    names = {
+        tensor.get_dimension_name(axis)
+        for tensor in inputs
+        for axis, size in enumerate(tuple(tensor.shape))
+        if size == -1
+    }
+    seen = []
+    for profile in profiles:
+        relevant = {name: sizes for name, sizes in profile.items() if name in names}
+        if relevant not in seen:
+            seen.append(relevant)
+            yield profile
 
 
 def _profile(builder: Any, network: Any, onnx_path: Path, dimensions: Mapping[str, Sizes]) -> Any:

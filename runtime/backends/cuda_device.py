@@ -111,6 +111,11 @@ class CudaDevice:
         self._done("cuMemcpyHtoD", address, np.ascontiguousarray(array).ctypes.data, array.nbytes)
         return CudaMemory(address, array.dtype)
 
+    def free_memory(self) -> int:
+        """Return how many bytes of the GPU's memory are free."""
+        free, _total = require_success(self._driver, self._driver.cuMemGetInfo(), "cuMemGetInfo")
+        return int(free)
+
     def scratch(self, size: int) -> int:
         """Return the address of that many bytes of the GPU's own, at least one."""
         return int(self._get("cuMemAlloc", max(size, 1)))

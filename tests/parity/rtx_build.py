@@ -25,7 +25,7 @@ def main():
     for graph in graphs:
         start = time.perf_counter()
         try:
-            made = build_engine_plan(tensorrt_rtx, Path(graph), int(sm), dimensions)
+            made = build_engine_plan(tensorrt_rtx, Path(graph), int(sm), [dimensions])
         except TargetError as error:
             results[graph] = {"error": str(error)}
         else:

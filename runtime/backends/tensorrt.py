@@ -1,0 +1,111 @@
+"""TensorRT on an NVIDIA GPU: a bundle's plans, on the device that they were compiled on.
+
+Typed against NVIDIA's module and tried on it as far as that goes without a GPU; no engine was
+executed by the authors: none of the machines at hand has TensorRT and a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autovla_rt.bundle import Bundle
+from autovla_rt.errors import BundleError, DependencyError, MemoryShortageError, TargetError
+from autovla_rt.plans import CompiledPlans, plan_name, read_plans
+from autovla_rt.runtime.backends.cuda_device import CudaDevice
+from autovla_rt.runtime.backends.tensorrt_executor import Module, TensorRtExecutor
+
+if TYPE_CHECKING:
+    import tensorrt_rtx
+
+LIBRARY = "tensorrt"
+INSTALL = "pip install tensorrt (on a Jetson it is in JetPack: sudo apt install nvidia-jetpack)"
+
+WORKING_BYTES = 1 << 30
+"""Of the GPU's memory, beside plans and keys and values: its context, libraries, scratch."""
+
+
+def load_tensorrt() -> Module:
+    """Import TensorRT.
+
+    Raises:
+        DependencyError: it is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module(LIBRARY)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise DependencyError(
+            f"engines for NVIDIA's GPUs need {LIBRARY}: {error}\nInstall it: {INSTALL}"
+        ) from error
+
+
+def require_sm(bundle: Bundle, found: int, device: str) -> None:
+    """Refuse a bundle of another GPU.
+
+    Raises:
+        TargetError: its compute capability is not `found`.
+    """
+    manifest = bundle.manifest
+    if manifest.sm != found:
+        built = "no GPU" if manifest.sm is None else f"SM {manifest.sm / 10:.1f}"
+        raise TargetError(
+            f"{bundle.folder}: built for {manifest.target} ({built}), got {device} "
+            f"(SM {found / 10:.1f}).\nRun it on its own device, or build an engine with the "
+            "--target of this one: autovla-rt targets."
+        )
+
+
+def require_gpu_memory(bundle: Bundle, plans: CompiledPlans, free: int) -> None:
+    """Refuse an engine that a GPU has not enough free memory for, before anything is loaded.
+
+    Raises:
+        MemoryShortageError: it needs more than `free` bytes.
+    """
+    language = bundle.manifest.geometry.language
+    row = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
+    kept = 2 * row * bundle.manifest.kv_capacity
+    needed = sum(of.size for of in plans.files.values()) + kept + WORKING_BYTES
+    if needed > free:
+        raise MemoryShortageError(
+            f"{bundle.folder}: expected about {needed / 2**30:.1f} GiB of free GPU memory (plans, "
+            f"keys and values, {WORKING_BYTES / 2**30:.0f} GiB to work in), got "
+            f"{free / 2**30:.1f} GiB.\nEnd other programs, or build the engine with --precision "
+            "int4_awq or a smaller --kv-capacity."
+        )
+
+
+class TensorRtDevice(CudaDevice):
+    """The GPU, and the plans of one bundle for it.
+
+    Raises:
+        DependencyError: TensorRT, cuda-bindings, the driver or a GPU is missing.
+        TargetError: the bundle is for another GPU.
+        BundleError: there are no plans for this version of TensorRT and this GPU, or damaged ones.
+        MemoryShortageError: the GPU has too little free memory.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._trt = load_tensorrt()
+        super().__init__()
+        require_sm(bundle, self.sm, self.name)
+        version = self._trt.__version__
+        self._folder, plans = read_plans(bundle, LIBRARY, version, self.sm)
+        require_gpu_memory(bundle, plans, self.free_memory())
+        self._logger = self._trt.Logger(self._trt.Logger.WARNING)
+        self._runtime: tensorrt_rtx.Runtime = self._trt.Runtime(self._logger)
+
+    def open(self, graph: Path) -> TensorRtExecutor:
+        """Load the plan of a bundle's graph.
+
+        Raises:
+            BundleError: TensorRT does not take it.
+        """
+        path = self._folder / plan_name(graph.name)
+        engine: Any = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise BundleError(
+                f"{path}: {LIBRARY} {self._trt.__version__} cannot load it; its log says why.\n"
+                "Compile it again: autovla-rt compile --again."
+            )
+        return TensorRtExecutor(self._trt, engine, self, path.name)
