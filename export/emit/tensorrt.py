@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autovla_rt.errors import TargetError
+
+if TYPE_CHECKING:
+    import tensorrt_rtx
 
 COMPILED = "Layers:"
 """Begins the message that lists what was compiled."""
@@ -83,9 +86,9 @@ def build_engine_plan(
             sizes of a dimension are missing.
     """
     logger = _logger(trt)
-    builder = trt.Builder(logger)
+    builder: tensorrt_rtx.Builder = trt.Builder(logger)
     network = builder.create_network(_strongly_typed(trt))
-    parser = trt.OnnxParser(network, logger)
+    parser: tensorrt_rtx.OnnxParser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         said = [f"{of.node_operator()} {of.node_name()}: {of.desc()}" for of in errors]
@@ -130,7 +133,7 @@ def _strongly_typed(trt: Module) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _aim(trt: Module, configuration: Any, sm: int) -> None:
+def _aim(trt: Module, configuration: tensorrt_rtx.IBuilderConfig, sm: int) -> None:
     """Choose the device, where it can be chosen."""
     if not hasattr(configuration, "set_compute_capability"):
         return
@@ -145,7 +148,7 @@ def _aim(trt: Module, configuration: Any, sm: int) -> None:
 
 
 def _different(
-    profiles: Sequence[Mapping[str, Sizes]], network: Any
+    profiles: Sequence[Mapping[str, Sizes]], network: tensorrt_rtx.INetworkDefinition
 ) -> Iterator[Mapping[str, Sizes]]:
     """Yield the profiles that say something new of a network's dynamic dimensions."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
@@ -163,7 +166,12 @@ def _different(
             yield profile
 
 
-def _profile(builder: Any, network: Any, onnx_path: Path, dimensions: Mapping[str, Sizes]) -> Any:
+def _profile(
+    builder: tensorrt_rtx.Builder,
+    network: tensorrt_rtx.INetworkDefinition,
+    onnx_path: Path,
+    dimensions: Mapping[str, Sizes],
+) -> tensorrt_rtx.IOptimizationProfile:
     """Give every dynamic input its smallest, usual and largest shape."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
@@ -177,7 +185,11 @@ def _profile(builder: Any, network: Any, onnx_path: Path, dimensions: Mapping[st
 
 
 def _shape(
-    tensor: Any, names: list[str], which: str, path: Path, dimensions: Mapping[str, Sizes]
+    tensor: tensorrt_rtx.ITensor,
+    names: list[str],
+    which: str,
+    path: Path,
+    dimensions: Mapping[str, Sizes],
 ) -> Shape:
     sizes = []
     for size, name in zip(tuple(tensor.shape), names, strict=True):
