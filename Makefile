@@ -96,11 +96,6 @@ $(VENV)/base.stamp: pyproject.toml constraints.txt
 	.venv-edgellm/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 
-.venv-rtx/stamp: tests/parity/requirements-rtx.txt
-	test -x .venv-rtx/bin/python || $(PYTHON) -m venv .venv-rtx
-	.venv-rtx/bin/pip install --quiet -r tests/parity/requirements-rtx.txt
-	touch $@
-
 $(VENV)/dev.stamp: $(VENV)/base.stamp
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,demo,plot,dev]'
 	touch $@

@@ -3,7 +3,7 @@
     python bench/nvidia_graphs.py OUT
 
 Calibrates the miniature on its tracked scenes, exports the standard dialect in every precision, and
-has TensorRT for RTX parse and compile each graph (make .venv-rtx/stamp): built, not executed. Then
+has TensorRT for RTX parse and compile each graph: built, not executed. Then
 writes the unified checkpoint of each precision that has one.
 """
 
@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from export_3b import REPO
 from quantization import command, model_options
 
-PYTHON = REPO / ".venv-rtx" / "bin" / "python"
 SCRIPT = REPO / "tests" / "parity" / "rtx_build.py"
 GRAPHS = ("vision_8x14.onnx", "language.onnx", "text_head.onnx")
 
@@ -56,7 +56,7 @@ def graphs(out: Path, precision: str) -> Path:
 def row(out: Path, precision: str, sm: int) -> str:
     """Return a line of the table: layers, seconds and megabytes of each graph, or what was said."""
     folder = graphs(out, precision)
-    words = [PYTHON, "-P", SCRIPT, REPO, sm, *(folder / name for name in GRAPHS)]
+    words = [sys.executable, "-P", SCRIPT, REPO, sm, *(folder / name for name in GRAPHS)]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     cells = [precision, f"{sm // 10}.{sm % 10}"]
