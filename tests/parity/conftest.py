@@ -35,11 +35,12 @@ class Pair:
 
 @pytest.fixture(
     scope="session",
-    params=[f"{s}-cot-cpu" for s in SHAPES] + ["gqa8-direct-cpu", "gqa8-cot-x86"],
+    params=[f"{s}-cot-cpu" for s in SHAPES]
+    + ["gqa8-direct-cpu", "gqa8-cot-x86", "gqa8-cot-cpu-standard"],
 )
 def pair(request, qwen_processor, tmp_path_factory):
     """Miniatures of several shapes, with and without chain of thought, on each CPU backend."""
-    shape, prompt, target = request.param.split("-")
+    shape, prompt, target = request.param.split("-", 2)
     folder = tmp_path_factory.mktemp("pair")
     yield make_pair(SHAPES[shape], qwen_processor, folder, prompt == "cot", target)
     shutil.rmtree(folder)
