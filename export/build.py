@@ -16,6 +16,7 @@ from autovla_rt.errors import CapacityError
 from autovla_rt.export.calibrate import calibration_used, language_weights, vision_weights
 from autovla_rt.export.choice import choice_ids
 from autovla_rt.export.codebook import write_codebook
+from autovla_rt.export.emit.gpu_kernels import emit_kernels
 from autovla_rt.export.emit.graphs import emit_language, emit_vision
 from autovla_rt.export.emit.tables import emit_rotary, emit_tables
 from autovla_rt.export.opened_model import OpenedModel
@@ -133,6 +134,7 @@ def build_engine(
     Raises:
         TargetError, CapacityError: as `check_bundle_settings`, before any work.
         CapacityError: prompt and answer do not fit the KV capacity.
+        DependencyError: a GPU's kernels need Triton, which is missing.
         StorageError: the file system refused; what was in `folder` stays as it was.
     """
     target = check_bundle_settings(settings)
@@ -155,6 +157,9 @@ def build_engine(
                 prefix_layers(target.backend),
                 progress.advance,
             )
+        if target.sm is not None:
+            progress.stage("GPU kernels", None)
+            emit_kernels(model.geometry, target.sm, building)
         progress.stage("bundle", None)
         # Not Tokenizer.save: on a full disk it raises Exception itself.
         (building / "tokenizer.json").write_text(model.tokenizer.to_str(pretty=True), "utf-8")

@@ -21,7 +21,14 @@ from autovla_rt.kernels.sass import disassemble
 from autovla_rt.kernels.variants import Variant, variants
 from autovla_rt.output_file import make_folder, write_file
 
-ARCHITECTURES = {87: "Orin", 110: "Thor", 86: "GeForce RTX 30, A10", 89: "RTX 40, L4", 90: "H100"}
+ARCHITECTURES = {
+    87: "Orin",
+    110: "Thor",
+    86: "GeForce RTX 30, A10",
+    89: "RTX 40, L4",
+    90: "H100",
+    120: "RTX 50",
+}
 """Compute capability without the dot -> devices."""
 
 _TYPES = {

@@ -91,6 +91,7 @@ class DeviceLanguage(CachedLanguage):
         self._states = device.allocate((self._capacity, self._hidden_size), "float32")
         self._logits: tuple[int, Buffer] = (0, self._states)
         self._device = device
+        self._action_head = device.action_head(self._action_weight)
         self._bind_constants(bundle)
         if use_prefix:
             prompt = bundle.prompt()
@@ -111,6 +112,10 @@ class DeviceLanguage(CachedLanguage):
                 cache = self._device.keep(np.zeros(shape, dtype))
                 self._model.bind(f"past_key_values.{layer}.{part}", cache, shape)
                 self._model.bind(f"present.{layer}.{part}", cache, shape)
+
+    def action_logits(self, hidden: Float) -> Float:
+        """The action rows, by the device: float16 on a GPU at every precision."""
+        return self._action_head(hidden)
 
     def _padding(self, count: int) -> int:
         return fits(PASS_SIZES, count, self._capacity - self._length) - count

@@ -6,13 +6,18 @@ Two implementations: ONNX Runtime on this machine's CPU (onnx_executor.py) and T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from autovla_rt.runtime.backends import Float
+
 Shape = tuple[int, ...]
+
+ActionHead = Callable[[Float], Float]
+"""Final states [m, H] -> logits of the actions [m, N]."""
 
 
 class Buffer(Protocol):
@@ -51,6 +56,10 @@ class Device(Protocol):
 
     def keep(self, array: NDArray[Any]) -> Any:
         """Return memory of the device's own with an array in it."""
+        ...
+
+    def action_head(self, weight: Float) -> ActionHead:
+        """Return what multiplies final states [m, H] by the rows of the actions [N, H]."""
         ...
 
     def open(self, graph: Path) -> Executor:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autovla_rt.kernels.action_head import action_logits
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
-from autovla_rt.runtime.backends.executor import Shape
+from autovla_rt.runtime.backends import Float
+from autovla_rt.runtime.backends.executor import ActionHead, Shape
 
 
 class HostBuffer:
@@ -69,6 +71,10 @@ class OnnxDevice:
         buffer = HostBuffer(array.shape, array.dtype.name)
         buffer.write(array)
         return buffer
+
+    def action_head(self, weight: Float) -> ActionHead:
+        """Return NumPy's product."""
+        return lambda hidden: action_logits(hidden, weight)
 
     def open(self, graph: Path) -> OnnxExecutor:
         """Load a graph without rewriting it.

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from autovla_rt.bundle import Bundle
 from autovla_rt.errors import BundleError, DependencyError, MemoryShortageError, TargetError
 from autovla_rt.plans import CompiledPlans, plan_name, read_plans
+from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.backends.cuda_device import CudaDevice
+from autovla_rt.runtime.backends.cuda_kernels import CudaKernels
+from autovla_rt.runtime.backends.gpu_action_head import GpuActionHead
 from autovla_rt.runtime.backends.tensorrt_executor import Module, TensorRtExecutor
 
 if TYPE_CHECKING:
@@ -90,10 +93,19 @@ class TensorRtDevice(CudaDevice):
         super().__init__()
         require_sm(bundle, self.sm, self.name)
         version = self._trt.__version__
+        self._bundle = bundle.folder
         self._folder, plans = read_plans(bundle, LIBRARY, version, self.sm)
         require_gpu_memory(bundle, plans, self.free_memory())
         self._logger = self._trt.Logger(self._trt.Logger.WARNING)
         self._runtime: tensorrt_rtx.Runtime = self._trt.Runtime(self._logger)
+
+    def action_head(self, weight: Float) -> GpuActionHead:
+        """Return the kernel that the bundle was built with.
+
+        Raises:
+            BundleError: the bundle has no kernels.
+        """
+        return GpuActionHead(self, CudaKernels(self._bundle), weight)
 
     def open(self, graph: Path) -> TensorRtExecutor:
         """Load the plan of a bundle's graph.

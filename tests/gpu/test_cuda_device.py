@@ -1,12 +1,22 @@
 """A GPU's memory, stream and graphs through the driver: run on a machine that has one."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from autovla_rt.errors import DependencyError, DeviceError
+from autovla_rt.kernels.action_head import action_logits
 from autovla_rt.runtime.backends.cuda_device import CudaDevice
+from autovla_rt.runtime.backends.cuda_kernels import CudaKernels
+from autovla_rt.runtime.backends.gpu_action_head import GpuActionHead
 
 pytestmark = pytest.mark.gpu
+
+CUBINS = Path(
+    os.environ.get("AUTOVLA_CUBINS", Path(__file__).resolve().parents[2] / "build" / "cubins")
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +84,15 @@ def test_work_that_fails_in_a_capture_leaves_the_stream_usable(device):
 def test_what_the_driver_refuses_is_told_with_its_own_name(device):
     with pytest.raises(DeviceError, match="CUDA_ERROR"):
         device.keep(np.zeros(0, np.float32))
+
+
+def test_the_action_head_of_a_bundle_is_the_references(device):
+    folder = CUBINS / f"sm_{device.sm}"
+    if not folder.is_dir():
+        pytest.skip(f"no kernels at {folder}: python -m autovla_rt.kernels.aot {CUBINS}")
+    rng = np.random.default_rng(0)
+    weight = (0.02 * rng.standard_normal((2048, 2048))).astype(np.float16).astype(np.float32)
+    head = GpuActionHead(device, CudaKernels(folder), weight)
+    for rows in (1, 12, 16, 40):
+        hidden = rng.standard_normal((rows, 2048)).astype(np.float16).astype(np.float32)
+        np.testing.assert_allclose(head(hidden), action_logits(hidden, weight), atol=1e-3)
