@@ -16,7 +16,7 @@ DEMO_NOTE := miniature AutoVLA, trained on drawn scenes (demo/): never for a rea
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-engine demo-model demo-model-sft engine test lint kernels bench bench-export clean
+.PHONY: help setup demo demo-engine demo-model demo-model-sft engine test test-gpu lint kernels bench bench-export clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,10 @@ lint: $(VENV)/dev.stamp  ## Check style, types and import contracts
 kernels: $(VENV)/dev.stamp  ## Compile the GPU kernels in build/cubins (no GPU needed)
 	$(BIN)/python -m autovla_rt.kernels.aot build/cubins
 
+test-gpu: $(VENV)/gpu.stamp  ## On an NVIDIA device: run the GPU's tests [ENGINE=engines/mine], write build/gpu-report.json
+	$(if $(findstring command line,$(origin ENGINE)),$(CLI) compile --engine "$(ENGINE)")
+	$(BIN)/python bench/gpu_report.py build/gpu-report.json $(if $(findstring command line,$(origin ENGINE)),--engine "$(ENGINE)")
+
 bench: $(VENV)/dev.stamp .venv-bench/stamp .venv-genai/stamp  ## Race the peers at the real 3B geometry (45 GB of disk, an hour)
 	PYTHONPATH=bench $(BIN)/python bench/race.py build/race build/race/report
 
@@ -71,6 +75,10 @@ clean:  ## Remove what was built, not .venv
 $(VENV)/base.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[export,demo,plot]'
+	touch $@
+
+$(VENV)/gpu.stamp: $(VENV)/base.stamp
+	$(BIN)/pip install --quiet -c constraints.txt cuda-bindings pytest
 	touch $@
 
 .venv-bench/stamp: bench/peers/requirements.txt bench/peers/requirements-alone.txt

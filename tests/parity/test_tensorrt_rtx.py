@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from demo_engine import REPO, run
 
+from autovla_rt.config import VisionGeometry
 from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.graph.standard import StandardOps
+from autovla_rt.export.graph.vision import vision_tower
+from autovla_rt.export.passes.static_windows import static_windows
 from autovla_rt.export.weight_file import WeightFile
 
 GRAPHS = ("vision_8x14.onnx", "language.onnx", "text_head.onnx")
@@ -57,7 +60,7 @@ def compiled(sm, graphs):
     """Compile graphs in the other environment; results by file name."""
     script = Path(__file__).with_name("rtx_build.py")
     words = [sys.executable, "-P", script, REPO, sm, *graphs]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     return {Path(path).name: result for path, result in results.items()}
@@ -168,3 +171,61 @@ def test_a_graph_that_is_none_is_refused_with_the_parsers_words(exported, tmp_pa
     said = compiled(86, [tmp_path / "text_head.onnx"])["text_head.onnx"]["error"]
     assert "does not parse the graph" in said
     assert "Gemn" in said
+
+
+class RandomTower:
+    """Weights of a vision tower of the real geometry, drawn when they are asked for."""
+
+    def __init__(self, geometry):
+        hidden, inner = geometry.hidden_size, geometry.intermediate_size
+        merged = hidden * geometry.spatial_merge_size**2
+        linears = {
+            "attn.qkv": (3 * hidden, hidden),
+            "attn.proj": (hidden, hidden),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+        self.shapes = {
+            "patch_embed.proj.weight": (hidden, geometry.patch_width),
+            "merger.ln_q.weight": (hidden,),
+            **self._linear("merger.mlp.0", (merged, merged)),
+            **self._linear("merger.mlp.2", (geometry.out_hidden_size, merged)),
+        }
+        for block in range(geometry.depth):
+            for name in ("norm1", "norm2"):
+                self.shapes[f"blocks.{block}.{name}.weight"] = (hidden,)
+            for name, shape in linears.items():
+                self.shapes.update(self._linear(f"blocks.{block}.{name}", shape))
+
+    @staticmethod
+    def _linear(name, shape):
+        return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+    def shape(self, name):
+        return self.shapes[name.removeprefix("visual.")]
+
+    def rows(self, name, start, stop):
+        rng = np.random.default_rng(start)
+        size = (stop - start, *self.shape(name)[1:])
+        return (0.02 * rng.standard_normal(size, np.float32)).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_the_vision_tower_of_the_real_geometry_is_compiled(tmp_path):
+    geometry = VisionGeometry(
+        depth=32,
+        hidden_size=1280,
+        num_heads=16,
+        intermediate_size=3420,
+        out_hidden_size=2048,
+        fullatt_block_indexes=(7, 15, 23, 31),
+    )
+    with WeightFile(tmp_path / "vision.bin") as file:
+        formats = Formats(lambda _module: "fp16", floats="float16")
+        ops = StandardOps(RandomTower(geometry), file, formats)
+        vision_tower(ops, geometry, static_windows(geometry, 16, 30))
+        ops.save(tmp_path / "vision.onnx", "vision")
+    result = compiled(86, [tmp_path / "vision.onnx"])["vision.onnx"]
+    assert result["layers"] > 32 * 100
+    assert 1.3e9 < result["bytes"] < 1.5e9
