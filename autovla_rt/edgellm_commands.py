@@ -71,8 +71,9 @@ Built, not executed: the files here were written, and exported by NVIDIA's own e
 
 ## An engine for answers without reasoning
 
-`{reduced}/` keeps the LM head's rows that such an answer needs, and its grammar counts in these
-rows. The server has no option for it; the builder and the exporter have:
+`{reduced}/` keeps the LM head's rows that such an answer needs, and the grammar in its request
+counts in these rows. The server has no option for it. The builder and the exporter have, and
+`llm_inference`, a program of a source build, runs it:
 
     tensorrt-edgellm-build --model-dir {checkpoint} --engine-dir engines-{reduced} \\
       --reduced-vocab-dir {reduced} \\

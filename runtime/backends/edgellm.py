@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from autovla_rt.config import Video
@@ -101,10 +100,8 @@ class EdgeLLM:
                 mode: json.loads((folder / GUIDES_FOLDER / f"{mode}.json").read_bytes())
                 for mode in model.answer_tokens
             }
-            tokenizer = Tokenizer.from_str(
-                (folder / CHECKPOINT_FOLDER / "tokenizer.json").read_text("utf-8")
-            )
-        except (OSError, ValueError, ValidationError) as error:
+            tokenizer = Tokenizer.from_file(str(folder / CHECKPOINT_FOLDER / "tokenizer.json"))
+        except Exception as error:  # of a damaged file tokenizers raises nothing narrower
             raise BundleError(
                 f"{folder}: expected what autovla-rt export edgellm wrote, got {error}.\n"
                 "Export it again."
