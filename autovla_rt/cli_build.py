@@ -34,7 +34,7 @@ class Part(enum.StrEnum):
 
 
 BOTH = ("vision", "language")
-ENGINES = {of: BOTH for of in Part} | {Part.vision: BOTH[:1], Part.language: BOTH[1:]}
+ENGINES = dict.fromkeys(Part, BOTH) | {Part.vision: BOTH[:1], Part.language: BOTH[1:]}
 """The engines that are made of a part."""
 
 Checkpoint = Annotated[

@@ -43,8 +43,8 @@ def model(request, demo):
 
 @pytest.fixture(scope="module")
 def folder(model, settings, tmp_path_factory):
-    out = tmp_path_factory.mktemp("edgellm") / "out"
-    export_edgellm(model, settings, out, None, NoProgress())
+    out = tmp_path_factory.mktemp("edgellm")
+    export_edgellm(model, settings, camera_layout(model, settings), out, None, NoProgress())
     return out
 
 

@@ -15,9 +15,11 @@ from onnx.helper import make_function, make_node, make_opsetid
 from safetensors import safe_open
 
 from autovla_rt.edgellm_export import check_edgellm, export_edgellm
+from autovla_rt.export.build import camera_layout
 from autovla_rt.export.open_model import ModelFiles, open_model
 from autovla_rt.export.progress import NoProgress
 from autovla_rt.export.settings import Settings
+from autovla_rt.export.unified_settings import check_unified
 
 EXPORTER = REPO / ".venv-edgellm" / "bin" / "tensorrt-edgellm-export"
 
@@ -85,10 +87,13 @@ def export_for_edgellm(demo, folder: Path, precision: str, calibration=None, tar
         pytest.skip(f"{EXPORTER} is missing: make .venv-edgellm/stamp")
     sizes = dict.fromkeys(("front", "front_left", "front_right"), (392, 224))
     settings = Settings("c", target, precision, frame_sizes=sizes, calibration=calibration)
-    check_edgellm(settings, EXPORTER)
+    check_unified(settings)
+    check_edgellm(target, EXPORTER)
     model = open_model(ModelFiles(demo.base, demo.config, recipe=RECIPE))
+    folder.mkdir()
     with model.checkpoint:
-        export_edgellm(model, settings, folder, EXPORTER, NoProgress())
+        cameras = camera_layout(model, settings)
+        export_edgellm(model, settings, cameras, folder, EXPORTER, NoProgress())
     return Exported(folder)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from autovla_rt.config import CAMERAS
 from autovla_rt.edgellm_export import export_edgellm
 from autovla_rt.errors import BundleError, CodebookError, InputError
+from autovla_rt.export.build import camera_layout
 from autovla_rt.export.open_model import ModelFiles, open_model
 from autovla_rt.export.progress import NoProgress
 from autovla_rt.export.settings import Settings
@@ -25,8 +26,10 @@ NO_FRAMES: dict[str, list[str]] = {camera: [] for camera in CAMERAS}
 def export(demo, out, **changed):
     model = open_model(ModelFiles(demo.base, demo.config, recipe=RECIPE, **changed))
     settings = Settings("c", "agx-orin-64", "fp16", frame_sizes=dict.fromkeys(CAMERAS, (392, 224)))
+    out.mkdir()
     with model.checkpoint:
-        export_edgellm(model, settings, out, None, NoProgress())
+        cameras = camera_layout(model, settings)
+        export_edgellm(model, settings, cameras, out, None, NoProgress())
     return out
 
 
