@@ -30,10 +30,11 @@ class Part(enum.StrEnum):
     language = "language"
     all = "all"
     checkpoint = "checkpoint"
+    edgellm = "edgellm"
 
 
 BOTH = ("vision", "language")
-ENGINES = {Part.vision: BOTH[:1], Part.language: BOTH[1:], Part.all: BOTH, Part.checkpoint: BOTH}
+ENGINES = dict.fromkeys(Part, BOTH) | {Part.vision: BOTH[:1], Part.language: BOTH[1:]}
 """The engines that are made of a part."""
 
 Checkpoint = Annotated[
@@ -119,13 +120,24 @@ def export(
     kv_capacity: Capacity = 2048,
     calibration: Calibration = None,
     modelopt: ModelOptPython = None,
+    exporter: Annotated[
+        Path | None,
+        typer.Option(
+            help="With edgellm: NVIDIA's tensorrt-edgellm-export, or the python beside it; writes "
+            "ONNX, too."
+        ),
+    ] = None,
 ) -> None:
     """Export the vision encoder or the language backbone as ONNX, without a bundle around it.
 
     Or all of it as a checkpoint in fp16, int8_sq, int8_wo, int4_awq or fp8, which TensorRT Edge-LLM
-    and TensorRT-LLM read; a precision for both towers (int8_sq) leaves vision in fp16 there.
+    and TensorRT-LLM read; a precision for both towers (int8_sq) leaves vision in fp16 there. Or
+    that checkpoint with grammar, requests and commands for Edge-LLM on a Jetson (edgellm).
     """
+    if exporter is not None and part is not Part.edgellm:
+        raise typer.BadParameter("--exporter goes with edgellm")
     from autovla_rt.bundle_writer import folder_writer
+    from autovla_rt.edgellm_export import check_edgellm, export_edgellm
     from autovla_rt.export.build import (
         camera_layout,
         export_language,
@@ -152,11 +164,14 @@ def export(
         calibration=calibration,
         modelopt=modelopt,
     )
-    (check_unified if part is Part.checkpoint else check_settings)(settings)
+    unified = part in (Part.checkpoint, Part.edgellm)
+    (check_unified if unified else check_settings)(settings)
+    if part is Part.edgellm:
+        check_edgellm(settings.target, exporter)
     with _opened(files) as model:
         cameras = camera_layout(model, settings)
         if find_target(target).sm is not None:
-            choice = engine_choice(settings) if part is Part.checkpoint else settings.choice
+            choice = engine_choice(settings) if unified else settings.choice
             _log(require_room(model.geometry, settings, choice, cameras, ENGINES[part]))
         with folder_writer(out) as folder, ExportProgress() as progress:
             require_calibration(model, settings, cameras)
@@ -166,7 +181,10 @@ def export(
                 export_language(model, settings, cameras, folder, progress)
             if part is Part.checkpoint:
                 export_checkpoint(model, settings, folder, progress)
-                _log(f"precision (vision tower/language model): {unified_choice(settings)}")
+            if part is Part.edgellm:
+                export_edgellm(model, settings, cameras, folder, exporter, progress)
+        if unified:
+            _log(f"precision (vision tower/language model): {unified_choice(settings)}")
     _log(f"exported to {out}")
 
 

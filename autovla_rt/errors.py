@@ -14,7 +14,7 @@ class AutovlaError(Exception):
 
 
 class InputError(AutovlaError):
-    """Frames, scene JSON, speed, acceleration or instruction are unusable."""
+    """Frames, scene JSON, speed, acceleration, instruction or a server's answer are unusable."""
 
     exit_code = 3
 

@@ -205,9 +205,7 @@ def check_capacity(model: OpenedModel, prompt: CompiledPrompt, capacity: int) ->
     answer = model.recipe.answer
     answers = (answer.fast, answer.slow) if model.use_cot else (answer.direct,)
     positions = {
-        "before the last video's end": len(prompt.prefix_ids),
-        "of text after it": _literal_tokens(model.tokenizer, prompt.tail),
-        "kept for speed, acceleration and instruction": SLOT_TOKENS,
+        **prompt_positions(model, prompt),
         "of answer": model.actions.num_poses
         + max(_literal_tokens(model.tokenizer, template) for template in answers),
     }
@@ -218,6 +216,15 @@ def check_capacity(model: OpenedModel, prompt: CompiledPrompt, capacity: int) ->
             f"KV capacity {capacity}: expected at least {needed} positions ({listed}).\n"
             "Choose more with --kv-capacity; reasoning takes what is left."
         )
+
+
+def prompt_positions(model: OpenedModel, prompt: CompiledPrompt) -> dict[str, int]:
+    """Return the sequence positions of the longest prompt, by what takes them."""
+    return {
+        "before the last video's end": len(prompt.prefix_ids),
+        "of text after it": _literal_tokens(model.tokenizer, prompt.tail),
+        "kept for speed, acceleration and instruction": SLOT_TOKENS,
+    }
 
 
 def _literal_tokens(tokenizer: Tokenizer, template: Template) -> int:

@@ -153,13 +153,13 @@ class _Compiler:
         self.end_token_id = end_token_id
 
     def direct(self, answer: AnswerFormat) -> Grammar:
-        _texts(answer.direct, "direct", ("actions",))
+        template_texts(answer.direct, "direct", ("actions",))
         before, after = self._around_actions(answer.direct)
         return self._grammar(before, None, {"direct": self._plan(after)})
 
     def chain_of_thought(self, answer: AnswerFormat) -> Grammar:
-        _texts(answer.fast, "fast", ("actions",))
-        head, close, _ = _texts(answer.slow, "slow", ("reasoning", "actions"))
+        template_texts(answer.fast, "fast", ("actions",))
+        head, close, _ = template_texts(answer.slow, "slow", ("reasoning", "actions"))
         fast, after_fast = self._around_actions(answer.fast)
         probed = [self._around_actions(answer.slow, reasoning=probe) for probe in PROBES]
         befores, after_slow = [before for before, _ in probed], probed[0][1]
@@ -295,8 +295,12 @@ def _choice_position(fast: Ids, slow: Ids) -> int:
     return at
 
 
-def _texts(template: Template, name: str, expected: tuple[str, ...]) -> list[str]:
-    """Return the literal texts before, between and behind the slots, which must be the expected."""
+def template_texts(template: Template, name: str, expected: tuple[str, ...]) -> list[str]:
+    """Return the literal texts before, between and behind the slots, which must be the expected.
+
+    Raises:
+        RecipeError: the slots are others; `name` says of which answer.
+    """
     texts, slots = [""], []
     for part in template:
         if isinstance(part, Slot):

@@ -26,9 +26,9 @@ class PromptEncoder:
         self._prompt = prompt
         self._tokenizer = tokenizer
         self._prefix = np.array(prompt.prefix_ids, np.int64)
-        self._added = tokenizer.get_added_tokens_decoder()
+        plain = InstructionReader(tokenizer)
         # An instruction comes again in request after request.
-        self._instruction = lru_cache(INSTRUCTIONS_KEPT)(self._checked)
+        self._instruction = lru_cache(INSTRUCTIONS_KEPT)(plain)
 
     def ids(self, request: Request) -> NDArray[np.int64]:
         """Token ids [p] of the whole prompt of one request.
@@ -47,14 +47,22 @@ class PromptEncoder:
             format(values[part.slot], part.format) if isinstance(part, Slot) else part
             for part in self._prompt.tail
         )
-        return np.concatenate([self._prefix, np.array(self._encode(text), np.int64)])
+        return np.concatenate([self._prefix, np.array(encoded(self._tokenizer, text), np.int64)])
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
 
-    def _checked(self, text: str) -> str:
-        """Return an instruction as it stands in the prompt."""
+class InstructionReader:
+    """Makes an instruction what stands in the prompt."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._added = tokenizer.get_added_tokens_decoder()
+
+    def __call__(self, text: str) -> str:
+        """Return an instruction in lower case, as the training code writes it.
+
+        Raises:
+            InputError: it spells a special token or is no Unicode text.
+        """
         lowered = text.lower()
         shown = repr(text) if len(text) <= SHOWN else f"{text[:SHOWN]!r}..."
         try:
@@ -65,7 +73,7 @@ class PromptEncoder:
                 f"{lowered[error.start]!r}, a byte that was not UTF-8.\n"
                 "Give the instruction in UTF-8."
             ) from None
-        added = (self._added.get(token_id) for token_id in self._encode(lowered))
+        added = (self._added.get(token_id) for token_id in encoded(self._tokenizer, lowered))
         special = next((token.content for token in added if token is not None), None)
         if special is not None:
             raise InputError(
@@ -73,6 +81,12 @@ class PromptEncoder:
                 "which would change the prompt's structure.\nRemove it."
             )
         return lowered
+
+
+def encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a text, which may spell special tokens."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def place_features(embeddings: Float, prompt: CompiledPrompt, features: dict[str, Float]) -> None:
