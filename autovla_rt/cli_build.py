@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autovla_rt.cli_options import require_library
-from autovla_rt.errors import GateError, InputError
+from autovla_rt.errors import GateError, InputError, TargetError
 
 if TYPE_CHECKING:
     from autovla_rt.bundle import Quality
@@ -297,7 +297,7 @@ def build(
         raise typer.BadParameter("--scenes needs --sensor-root: the folder its paths start from")
     from autovla_rt.export.build import build_engine
     from autovla_rt.export.open_model import ModelFiles
-    from autovla_rt.export.settings import Settings, check_bundle_settings
+    from autovla_rt.export.settings import Settings, check_settings
     from autovla_rt.export.targets import find_target
     from autovla_rt.report import ExportProgress
 
@@ -316,7 +316,12 @@ def build(
         calibration,
         modelopt,
     )
-    check_bundle_settings(settings)
+    if check_settings(settings).sm is not None and scenes is not None:
+        raise TargetError(
+            f"target {target}: expected no --scenes, since no engine of a GPU runs before it is "
+            "compiled there.\nBuild without them, and judge it on the device: autovla-rt compile, "
+            "then autovla-rt eval; here, the same graphs with --target cpu-standard."
+        )
     quality = None
     with _opened(files) as model, ExportProgress() as progress:
         if scenes is None or sensor_root is None:

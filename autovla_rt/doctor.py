@@ -9,7 +9,7 @@ import numpy as np
 
 from autovla_rt.cuda_driver import Driver, NoDriver, probe
 from autovla_rt.errors import DependencyError
-from autovla_rt.export.targets import BUILDABLE_BACKENDS, TARGETS, target_of
+from autovla_rt.export.targets import TARGETS, target_of
 from autovla_rt.machine import Machine, this_machine
 from autovla_rt.nvidia_findings import Finding, nvidia_findings
 from autovla_rt.onnx_runtime import ort
@@ -52,7 +52,7 @@ class Diagnosis:
         """The target to build engines for on this machine: of the fastest backend that works."""
         works = {finding.backend for finding in self.findings if finding.works}
         name = self.gpu_target
-        if name is not None and TARGETS[name].backend in works.intersection(BUILDABLE_BACKENDS):
+        if name is not None and TARGETS[name].backend in works:
             return name
         return FASTEST_X86 if self.machine.is_x86 and "openvino" in works else PORTABLE
 

@@ -23,7 +23,7 @@ from autovla_rt.export.opened_model import OpenedModel
 from autovla_rt.export.passes.prefix_kv import emit_prefix_kv, prefix_layers
 from autovla_rt.export.progress import Progress
 from autovla_rt.export.prompt import compile_prompt
-from autovla_rt.export.settings import Settings, check_bundle_settings
+from autovla_rt.export.settings import Settings, check_settings
 from autovla_rt.export.tensors.model_names import EMBEDDING
 from autovla_rt.kernels.resize import video_grid
 
@@ -132,12 +132,12 @@ def build_engine(
         What the bundle says of itself.
 
     Raises:
-        TargetError, CapacityError: as `check_bundle_settings`, before any work.
+        TargetError, CapacityError: as `check_settings`, before any work.
         CapacityError: prompt and answer do not fit the KV capacity.
         DependencyError: a GPU's kernels need Triton, which is missing.
         StorageError: the file system refused; what was in `folder` stays as it was.
     """
-    target = check_bundle_settings(settings)
+    target = check_settings(settings)
     cameras = camera_layout(model, settings)
     prompt = engine_prompt(model, cameras)
     check_capacity(model, prompt, settings.kv_capacity)

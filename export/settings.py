@@ -19,7 +19,7 @@ from autovla_rt.export.formats import (
     read_choice,
 )
 from autovla_rt.export.graph.dialect import Dialect, dialect_of
-from autovla_rt.export.targets import TARGETS, Target, check_buildable, check_target
+from autovla_rt.export.targets import TARGETS, Target, check_target
 
 FULL_HD = (1920, 1080)
 
@@ -92,18 +92,6 @@ class Settings:
             int4_block=self.int4_block,
             activations=activations,
         )
-
-
-def check_bundle_settings(settings: Settings) -> Target:
-    """Refuse what no bundle can be built of, before any work.
-
-    Raises:
-        TargetError: as `check_settings`, or bundles for the target cannot be built.
-        CapacityError, DependencyError: as `check_settings`.
-    """
-    _check_precisions(settings)
-    check_buildable(settings.target)
-    return check_settings(settings)
 
 
 def check_settings(settings: Settings) -> Target:

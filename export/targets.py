@@ -276,9 +276,6 @@ TARGETS = {
     ),
 }
 
-BUILDABLE_BACKENDS = ("ort", "openvino", "standard", "tensorrt")
-"""Backends that this version builds bundles for."""
-
 LEAST_SHARE = 0.85
 """Of a module's memory that its system shows (7,620 of 8,192 MiB on an Orin Nano)."""
 
@@ -307,22 +304,6 @@ def check_target(name: str, precision: str) -> Target:
             f"expected one of {', '.join(target.precisions)}. Choose one with --precision."
         )
     return target
-
-
-def check_buildable(name: str) -> None:
-    """Refuse a target that bundles cannot be built for.
-
-    Raises:
-        TargetError: so it is.
-    """
-    target = TARGETS[name]
-    if target.backend not in BUILDABLE_BACKENDS:
-        buildable = [key for key, value in TARGETS.items() if value.backend in BUILDABLE_BACKENDS]
-        raise TargetError(
-            f"target {name} ({target.description}) is legal, but bundles for its backend "
-            f"{target.backend} cannot be built by this version. Expected --target "
-            f"{' or '.join(buildable)}; autovla-rt export writes ONNX for {name}."
-        )
 
 
 def target_of(sm: int, memory: int, board: str) -> str | None:

@@ -103,11 +103,12 @@ def test_a_legal_precision_that_the_dialect_has_not_is_refused(demo, invoke, tmp
     assert "'nvfp4' is legal on rtx-sm120, but cannot be exported by this version" in said
 
 
-def test_a_bundle_is_refused_with_the_command_that_works(demo, invoke, tmp_path):
-    options = [*demo.build_options, "--target", "agx-orin-64", "--precision", "int8"]
-    said = invoke.refused(8, "build", *options, "--out", tmp_path / "e")
-    assert "bundles for its backend tensorrt cannot be built by this version" in said
-    assert "autovla-rt export writes ONNX for agx-orin-64" in said
+def test_a_gpus_bundle_is_not_judged_where_it_cannot_run(demo, invoke, tmp_path):
+    options = [*demo.build_options, "--target", "agx-orin-64", "--precision", "fp16"]
+    scenes = ("--scenes", tmp_path, "--sensor-root", tmp_path)
+    said = invoke.refused(8, "build", *options, *scenes, "--out", tmp_path / "e")
+    assert "autovla-rt compile, then autovla-rt eval" in said
+    assert "--target cpu-standard" in said
 
 
 def test_a_target_has_a_default_precision(demo, invoke, tmp_path):

@@ -139,11 +139,6 @@ def test_the_readers_of_int8_weights_alone_are_on_other_devices(demo, invoke, tm
     assert code == 0, said
 
 
-def test_what_is_built_needs_a_backend_still(demo, invoke, tmp_path):
-    options = [*demo.build_options, *ORIN, "--out", tmp_path / "e"]
-    assert "cannot be built by this version" in invoke.refused(8, "build", *options)
-
-
 def test_a_calibration_of_another_checkpoint_is_refused(demo, invoke, tmp_path, calibration):
     other = tmp_path / "other"
     shutil.copytree(calibration, other)
