@@ -12,6 +12,7 @@ from math import prod
 from autovla_rt.config import Camera, Geometry, is_vision
 from autovla_rt.errors import TargetError
 from autovla_rt.export.formats import Choice, number_format
+from autovla_rt.export.quantize import FP4_BLOCK
 from autovla_rt.export.settings import Settings
 from autovla_rt.export.targets import TARGETS
 from autovla_rt.export.tensors.model_names import EMBEDDING, LM_HEAD, expected_shapes
@@ -20,8 +21,16 @@ from autovla_rt.machine import free_memory
 
 VISION, LANGUAGE = "vision", "language"
 
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "int8_wo": 1, "fp8": 1, "int4": 0.5}
-"""Of an element of a matrix; int4 has a float16 scale a block beside it."""
+WEIGHT_BYTES = {
+    "fp32": 4,
+    "fp16": 2,
+    "int8": 1,
+    "int8_wo": 1,
+    "fp8": 1,
+    "int4": 0.5,
+    "nvfp4": 0.5 + 1 / FP4_BLOCK,
+}
+"""Of an element of a matrix; int4 has a float16 scale a block beside it, nvfp4 one of a byte."""
 
 SCALE_BYTES, EMBEDDING_BYTES, FLOAT_BYTES = 2, 2, 4
 KV_BYTES = {"auto": 2, "int8": 1, "fp8": 1}

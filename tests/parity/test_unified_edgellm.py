@@ -140,3 +140,26 @@ def test_float8_weights_inputs_keys_and_values(export):
         attributes = {attribute.name: attribute for attribute in node.attribute}
         assert attributes["enable_fp8_kv_cache"].i == 1
         np.testing.assert_allclose(list(attributes["qkv_scales"].floats), expected, rtol=1e-6)
+
+
+def test_float4_weights_and_the_scales_of_their_scales(export):
+    found = export("nvfp4", "agx-thor")
+    for layer in LAYERS:
+        modules = {
+            f"{layer}.self_attn.qkv_proj_fused": [f"{layer}.self_attn.{of}_proj" for of in "qkv"],
+            f"{layer}.self_attn.o_proj": [f"{layer}.self_attn.o_proj"],
+            **{
+                f"{layer}.mlp.{of}_proj": [f"{layer}.mlp.{of}_proj"] for of in ("gate", "up", "down")
+            },
+        }
+        for theirs, ours in modules.items():
+            packed = np.concatenate([found.ours[f"{name}.weight"].numpy() for name in ours])
+            held = found.held[f"{theirs}.weight"]
+            assert held.data_type == onnx.TensorProto.FLOAT4E2M1
+            assert held.dims == [len(packed), 2 * packed.shape[1]]
+            np.testing.assert_array_equal(packed.reshape(-1).tobytes(), held.raw_data)
+            scales = [found.ours[f"{name}.weight_scale"].view(torch.uint8) for name in ours]
+            held = numpy_helper.to_array(found.held[f"{theirs}.weight_scale"]).view(np.uint8)
+            np.testing.assert_array_equal(held, torch.cat(scales).numpy())
+    quantized = [node.op_type for node in found.language.graph.node]
+    assert quantized.count("TRT_FP4DynamicQuantize") == 4 * DEPTH
