@@ -31,10 +31,15 @@ class Part(enum.StrEnum):
     all = "all"
     checkpoint = "checkpoint"
     edgellm = "edgellm"
+    trtllm = "trtllm"
 
 
 BOTH = ("vision", "language")
-ENGINES = dict.fromkeys(Part, BOTH) | {Part.vision: BOTH[:1], Part.language: BOTH[1:]}
+ENGINES = dict.fromkeys(Part, BOTH) | {
+    Part.vision: BOTH[:1],
+    Part.language: BOTH[1:],
+    Part.trtllm: BOTH[1:],
+}
 """The engines that are made of a part."""
 
 Checkpoint = Annotated[
@@ -132,7 +137,8 @@ def export(
 
     Or all of it as a checkpoint in fp16, int8_sq, int8_wo, int4_awq or fp8, which TensorRT Edge-LLM
     and TensorRT-LLM read; a precision for both towers (int8_sq) leaves vision in fp16 there. Or
-    that checkpoint with grammar, requests and commands for Edge-LLM on a Jetson (edgellm).
+    that checkpoint with grammar, requests and commands for Edge-LLM on a Jetson (edgellm); or the
+    language backbone for trtllm-build, with what its engine is used with (trtllm).
     """
     if exporter is not None and part is not Part.edgellm:
         raise typer.BadParameter("--exporter goes with edgellm")
@@ -148,6 +154,8 @@ def export(
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.export.settings import Settings, check_settings
     from autovla_rt.export.targets import find_target
+    from autovla_rt.export.trtllm import export_trtllm
+    from autovla_rt.export.trtllm_settings import check_trtllm
     from autovla_rt.export.unified import export_checkpoint
     from autovla_rt.export.unified_settings import check_unified, engine_choice, unified_choice
     from autovla_rt.report import ExportProgress
@@ -164,14 +172,15 @@ def export(
         calibration=calibration,
         modelopt=modelopt,
     )
-    unified = part in (Part.checkpoint, Part.edgellm)
-    (check_unified if unified else check_settings)(settings)
+    unified = (Part.checkpoint, Part.edgellm)
+    checks = dict.fromkeys(unified, check_unified) | {Part.trtllm: check_trtllm}
+    checks.get(part, check_settings)(settings)
     if part is Part.edgellm:
         check_edgellm(settings.target, exporter)
     with _opened(files) as model:
         cameras = camera_layout(model, settings)
         if find_target(target).sm is not None:
-            choice = engine_choice(settings) if unified else settings.choice
+            choice = engine_choice(settings) if part in checks else settings.choice
             _log(require_room(model.geometry, settings, choice, cameras, ENGINES[part]))
         with folder_writer(out) as folder, ExportProgress() as progress:
             require_calibration(model, settings, cameras)
@@ -183,7 +192,9 @@ def export(
                 export_checkpoint(model, settings, folder, progress)
             if part is Part.edgellm:
                 export_edgellm(model, settings, cameras, folder, exporter, progress)
-        if unified:
+            if part is Part.trtllm:
+                export_trtllm(model, settings, cameras, folder, progress)
+        if part in unified:
             _log(f"precision (vision tower/language model): {unified_choice(settings)}")
     _log(f"exported to {out}")
 

@@ -115,12 +115,21 @@ def check_settings(settings: Settings) -> Target:
             f"int4 block {settings.int4_block}: expected one of "
             f"{', '.join(map(str, INT4_BLOCKS))}. Choose one with --int4-block."
         )
+    check_positions(settings)
+    return target
+
+
+def check_positions(settings: Settings) -> None:
+    """Refuse a KV capacity beyond the model's positions.
+
+    Raises:
+        CapacityError: so it is.
+    """
     if settings.kv_capacity > MAX_POSITIONS:
         raise CapacityError(
             f"KV capacity {settings.kv_capacity}: expected at most {MAX_POSITIONS}, the longest "
             "sequence that Qwen2.5-VL was made for. Choose less with --kv-capacity."
         )
-    return target
 
 
 def check_modelopt(settings: Settings, choice: Choice) -> None:

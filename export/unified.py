@@ -26,7 +26,7 @@ READS = {"fp8": 2, "nvfp4": 3}
 that are computed as one, about three."""
 
 INT4_OUTPUTS = 64
-"""Rows that Edge-LLM's int4 kernel packs together (its exporter refuses others)."""
+"""Rows that the readers' int4 kernels pack together (Edge-LLM's exporter refuses others)."""
 
 
 def export_checkpoint(
@@ -39,7 +39,7 @@ def export_checkpoint(
         CheckpointError: a value that stays in float16 does not fit it.
     """
     weights, formats = unified_weights(model, settings, progress)
-    progress.stage("checkpoint", _elements(model, formats.of))
+    progress.stage("checkpoint", elements_read(model, model.checkpoint.names, formats.of))
     emit_checkpoint(model, weights, formats, folder)
 
 
@@ -108,10 +108,12 @@ def _check_layers(
             )
 
 
-def _elements(model: OpenedModel, precision_of: Callable[[str], str]) -> int:
-    """Elements that are read, some more than once."""
+def elements_read(
+    model: OpenedModel, names: Iterable[str], precision_of: Callable[[str], str]
+) -> int:
+    """Elements of tensors that are read, some more than once."""
     return sum(
         prod(model.checkpoint.shape(name))
         * READS.get(precision_of(name.removesuffix(".weight")), 1)
-        for name in model.checkpoint.names
+        for name in names
     )

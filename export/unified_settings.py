@@ -58,7 +58,7 @@ def check_unified(settings: Settings) -> Target:
     Raises:
         TargetError: an illegal target or precision, or a calibration that is missing or not used.
     """
-    _check_target(settings)
+    check_device(settings)
     choice = unified_choice(settings)
     for part, precision in choice.named():
         check_target(settings.target, precision)
@@ -70,17 +70,16 @@ def check_unified(settings: Settings) -> Target:
             f"precision {settings.precision}: expected keys and values (kv) in "
             f"{' or '.join(legal)} in a checkpoint for {settings.target}, got {choice.kv!r}."
         )
-    if settings.int4_block != INT4_BLOCK:
-        raise TargetError(
-            f"int4 block {settings.int4_block}: expected {INT4_BLOCK} in a checkpoint. "
-            "Leave --int4-block out."
-        )
-    _check_calibration(settings, choice)
-    check_modelopt(settings, choice)
+    check_quantization(settings, choice)
     return target
 
 
-def _check_target(settings: Settings) -> None:
+def check_device(settings: Settings) -> None:
+    """Refuse a target whose engines read no checkpoints.
+
+    Raises:
+        TargetError: it is no NVIDIA device.
+    """
     readers = [name for name, target in TARGETS.items() if target.sm is not None]
     if settings.target not in readers:
         raise TargetError(
@@ -106,7 +105,18 @@ def _check_part(settings: Settings, part: str, precision: str) -> None:
         )
 
 
-def _check_calibration(settings: Settings, choice: Choice) -> None:
+def check_quantization(settings: Settings, choice: Choice) -> None:
+    """Refuse what no kernel of the readers is made for, and help too much or too little for it.
+
+    Raises:
+        TargetError: an int4 block, a calibration that is missing or not used, an unused ModelOpt.
+        DependencyError: ModelOpt was asked for and is not there.
+    """
+    if settings.int4_block != INT4_BLOCK:
+        raise TargetError(
+            f"int4 block {settings.int4_block}: expected {INT4_BLOCK} in a checkpoint. "
+            "Leave --int4-block out."
+        )
     chosen = {precision for _, precision in choice.named()}
     needed = choice.kv != "auto" or not chosen.isdisjoint(CALIBRATED)
     if needed and settings.calibration is None:
@@ -120,3 +130,4 @@ def _check_calibration(settings: Settings, choice: Choice) -> None:
             f"got {settings.calibration}.\nLeave it out, or choose {', '.join(CALIBRATED)} or "
             "kv=fp8."
         )
+    check_modelopt(settings, choice)

@@ -49,12 +49,12 @@ def write_shards(folder: Path, tensors: Sequence[Stored], shard_bytes: int = SHA
     """
     shards = list(_shards(tensors, shard_bytes))
     if len(shards) == 1:
-        _write_file(folder / SINGLE_FILE, shards[0])
+        write_file(folder / SINGLE_FILE, shards[0])
         return
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_file(folder / name, shard)
+        write_file(folder / name, shard)
         weight_map.update({tensor: name for stored in shard for tensor in stored.infos})
     total = sum(stored.num_bytes for stored in tensors)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -73,7 +73,8 @@ def _shards(tensors: Sequence[Stored], shard_bytes: int) -> Iterator[list[Stored
     yield shard
 
 
-def _write_file(path: Path, shard: Sequence[Stored]) -> None:
+def write_file(path: Path, shard: Sequence[Stored]) -> None:
+    """Write tensors into one file."""
     infos = {name: info for stored in shard for name, info in stored.infos.items()}
     # Readers need every tensor at a multiple of its element's size, and the format has no gaps.
     ordered = sorted(infos, key=lambda name: -infos[name].dtype.itemsize)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import write_array_header_2_0
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from autovla_rt.config import SPARE_POSITIONS, Camera, CompiledPrompt, Geometry, Precision
@@ -46,11 +47,18 @@ def emit_rotary(
     geometry: Geometry, prompt: CompiledPrompt, cameras: Sequence[Camera], capacity: int, path: Path
 ) -> None:
     """Write the cos and sin tables of every sequence position and of the spare ones behind."""
+    positions = rotary_positions(geometry, prompt, cameras, capacity + SPARE_POSITIONS)
+    cos, sin = rotary_tables(geometry, positions)
+    path.write_bytes(save({"cos": cos, "sin": sin}))
+
+
+def rotary_positions(
+    geometry: Geometry, prompt: CompiledPrompt, cameras: Sequence[Camera], count: int
+) -> NDArray[np.int64]:
+    """Return the rotary positions [3, count] of a sequence that begins with the prompt."""
     grids = {camera.name: camera.grid for camera in cameras}
     spans = [VideoSpan(video.start, grids[video.camera]) for video in prompt.videos]
-    positions = capacity + SPARE_POSITIONS
-    cos, sin = rotary_tables(geometry, mrope_positions(geometry, spans, positions))
-    path.write_bytes(save({"cos": cos, "sin": sin}))
+    return mrope_positions(geometry, spans, count)
 
 
 def emit_embeddings(source: WeightSource, precision: Precision, path: Path) -> None:

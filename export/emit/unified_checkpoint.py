@@ -10,48 +10,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from autovla_rt.export.calibration.groups import language_groups
+from autovla_rt.export.emit.processor import emit_processor
 from autovla_rt.export.emit.shards import Stored, write_shards
-from autovla_rt.export.emit.unified_config import model_config, quantization, sidecar, write_json
-from autovla_rt.export.emit.unified_layers import (
+from autovla_rt.export.emit.stored_layers import (
+    FORMATS,
+    UNIFIED,
     Layer,
     float16_tensor,
-    fp4_weights_and_inputs,
-    fp8_weights_and_inputs,
-    int4_weights,
-    int8_weights,
-    int8_weights_and_inputs,
     kv_scale,
 )
+from autovla_rt.export.emit.unified_config import model_config, quantization, sidecar, write_json
 from autovla_rt.export.files.json_file import JsonFile
 from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.opened_model import OpenedModel
 from autovla_rt.export.tensors.model_names import EMBEDDING, LM_HEAD
 from autovla_rt.export.weight_source import WeightSource
-
-FORMATS: dict[str, Callable[[Layer], Stored]] = {
-    "int8_sq": int8_weights_and_inputs,
-    "int8_wo": int8_weights,
-    "int4_awq": int4_weights,
-    "fp8": fp8_weights_and_inputs,
-    "nvfp4": fp4_weights_and_inputs,
-}
-"""Precision -> how a layer is stored; fp16 is as any other tensor."""
-
-COPIED = (
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-    "video_preprocessor_config.json",
-)
-"""Files of the base folder that belong to the checkpoint, where they are there.
-
-tokenizer.json is written anew and holds all that vocab.json, merges.txt and added_tokens.json do,
-which in a base folder lack the actions.
-"""
 
 
 def emit_checkpoint(
@@ -72,10 +45,11 @@ def emit_checkpoint(
     layers = {name: formats.of(name) for name in linear_layers(model)}
     groups = language_groups(model.geometry.language)
     fused = {reader: group.readers for group in groups for reader in group.readers}
+    ranges, block = formats.ranges, formats.int4_block
 
     def layer_of(module: str) -> Layer:
         together = fused.get(module, (module,))
-        return Layer(source, module, formats.ranges, formats.int4_block, together)
+        return Layer(source, module, (module,), UNIFIED, ranges, block, together)
 
     names = model.checkpoint.names
     write_shards(folder, [stored for name in names for stored in _stored(name, layer_of, formats)])
@@ -85,10 +59,7 @@ def emit_checkpoint(
     write_json(folder / "config.json", config)
     if "quantization_config" in config:
         write_json(folder / "hf_quant_config.json", sidecar(section))
-    for name in COPIED:
-        if (model.base / name).is_file():
-            (folder / name).write_bytes((model.base / name).read_bytes())
-    (folder / "tokenizer.json").write_text(model.tokenizer.to_str(pretty=True), "utf-8")
+    emit_processor(model, folder)
 
 
 def linear_layers(model: OpenedModel) -> list[str]:

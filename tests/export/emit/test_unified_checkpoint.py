@@ -12,8 +12,8 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.errors import CheckpointError
 from autovla_rt.export import weight_source
 from autovla_rt.export.calibration.static_methods import int4_symmetric_rounded
+from autovla_rt.export.emit.stored_layers import Layer, float16_tensor, int4_weights
 from autovla_rt.export.emit.unified_config import model_config, quantization
-from autovla_rt.export.emit.unified_layers import Layer, float16_tensor, int4_weights
 from autovla_rt.export.graph.eager import EagerOps, arrays_of
 from autovla_rt.export.graph.language import language_layer
 from autovla_rt.export.progress import NoProgress
@@ -225,7 +225,7 @@ def test_int4_packs_the_same_pairs_of_rows_whatever_the_chunks(monkeypatch):
     packed = []
     for elements in (1 << 20, 5 * 128):
         monkeypatch.setattr(weight_source, "CHUNK_ELEMENTS", elements)
-        pieces = list(int4_weights(Layer(Random(), "a")).pieces())
+        pieces = list(int4_weights(Layer(Random(), "a", ("a",))).pieces())
         packed.append(np.concatenate([values for name, values in pieces if name == "a.weight"]))
     assert len(pieces) == 2 * 4
     np.testing.assert_array_equal(*packed)

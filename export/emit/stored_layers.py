@@ -1,13 +1,13 @@
-"""How ModelOpt's unified checkpoint stores a linear layer in each of its formats.
+"""How ModelOpt's checkpoints store a linear layer in each of its formats.
 
-Names, types, shapes, packing and scales are those of ModelOpt 0.47's export_hf_checkpoint, except
-pre_quant_scale: channels are rescaled where they are written, so no layer needs one, and readers
-take a missing one for ones.
+Names, types, shapes, packing and scales are those of ModelOpt 0.47's export_hf_checkpoint and
+export_tensorrt_llm_checkpoint, except what inputs are multiplied by before they are rounded:
+channels are rescaled where they are written, so that is one everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -38,12 +38,35 @@ F8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where two kinds of checkpoints differ.
+
+    Attributes:
+        weight_scale: Name of the weights' scales within a layer.
+        input_scale: Name of the one scale of its inputs.
+        single: Shape of a scale that stands alone.
+        packed: Type of a byte with two int4 weights.
+    """
+
+    weight_scale: str
+    input_scale: str
+    single: tuple[int, ...]
+    packed: np.dtype[np.generic]
+
+
+UNIFIED = Layout("weight_scale", "input_scale", (), U8)
+TENSORRT_LLM = Layout("weights_scaling_factor", "activation_scaling_factor", (1,), I8)
+
+
+@dataclass(frozen=True)
 class Layer:
     """A linear layer to be stored.
 
     Attributes:
         source: The checkpoint, rescaled.
-        name: Of the layer.
+        name: Of the layer where it is stored.
+        modules: Names of the checkpoint's layers that it is stacked of; they read one value.
+        layout: Of the checkpoint that is written.
         ranges: Of a calibration; None without one.
         block: Inputs that share an int4 scale.
         fused: Layers that readers compute as one with it, itself among them: they share the scale
@@ -52,6 +75,8 @@ class Layer:
 
     source: WeightSource
     name: str
+    modules: tuple[str, ...]
+    layout: Layout = UNIFIED
     ranges: Ranges | None = None
     block: int = 128
     fused: tuple[str, ...] = ()
@@ -64,34 +89,42 @@ class Layer:
     @property
     def scale(self) -> str:
         """Name of their scales."""
-        return f"{self.name}.weight_scale"
+        return f"{self.name}.{self.layout.weight_scale}"
 
     @property
     def shape(self) -> tuple[int, int]:
         """[N, K] of its weights."""
-        return matrix_shape(self.source, (self.name,))
+        return matrix_shape(self.source, self.modules)
 
     def chunks(self) -> Iterator[Float]:
-        """Yield consecutive rows of its weights, an even number but at the end."""
-        return matrix_chunks(self.source, (self.name,))
+        """Yield consecutive rows of its weights, an even number but at a module's end."""
+        return matrix_chunks(self.source, self.modules)
 
 
-def float16_tensor(source: WeightSource, name: str) -> Stored:
-    """Store any tensor in float16.
+def float16_tensor(source: WeightSource, name: str, stacked: Sequence[str] = ()) -> Stored:
+    """Store a tensor in float16: that of the same name, or several `stacked` along axis 0.
 
     Raises:
         CheckpointError: while it is written: a value is too large.
     """
-    shape = source.shape(name)
+    parts = stacked or (name,)
+    shapes = [source.shape(part) for part in parts]
 
     def pieces() -> Iterator[Piece]:
-        if len(shape) == 1:
-            yield name, fitting(name, source.rows(name, 0, shape[0]), "float16")
-            return
-        for rows in matrix_chunks(source, (name.removesuffix(".weight"),)):
-            yield name, fitting(name, rows, "float16")
+        for part, shape in zip(parts, shapes, strict=True):
+            if len(shape) == 1:
+                yield name, fitting(part, source.rows(part, 0, shape[0]), "float16")
+                continue
+            for rows in matrix_chunks(source, (part.removesuffix(".weight"),)):
+                yield name, fitting(part, rows, "float16")
 
-    return Stored({name: TensorInfo(shape, F16)}, pieces)
+    count = sum(shape[0] for shape in shapes)
+    return Stored({name: TensorInfo((count, *shapes[0][1:]), F16)}, pieces)
+
+
+def float16_ones(name: str, count: int) -> Stored:
+    """Store [count] ones in float16."""
+    return Stored({name: TensorInfo((count,), F16)}, lambda: [(name, np.ones(count, F16))])
 
 
 def kv_scale(name: str, largest: Callable[[], Float]) -> Stored:
@@ -133,28 +166,38 @@ def int4_weights(layer: Layer) -> Stored:
         for rows in layer.chunks():
             codes, scales = int4_symmetric(rows, layer.block)
             nibbles = codes.view(np.uint8) & 15
-            yield layer.weight, nibbles[0::2] | nibbles[1::2] << 4
+            packed = nibbles[0::2] | nibbles[1::2] << 4
+            yield layer.weight, packed.view(layer.layout.packed)
             yield layer.scale, scales
 
     infos = {
-        layer.weight: TensorInfo((count // 2, width), U8),
+        layer.weight: TensorInfo((count // 2, width), layer.layout.packed),
         layer.scale: TensorInfo((count, width // layer.block), F32),
     }
     return Stored(infos, pieces)
 
 
-def fp8_weights_and_inputs(layer: Layer) -> Stored:
-    """Weights in float8 e4m3 with one scale, and the one scale of all inputs."""
+def fp8_weights_and_inputs(*layers: Layer) -> Stored:
+    """Weights in float8 e4m3 with one scale for all these layers, and the one of all their inputs.
+
+    They read one value.
+    """
+    single = layers[0].layout.single
 
     def pieces() -> Iterator[Piece]:
-        largest = np.array([np.abs(rows).max() for rows in layer.chunks()])
-        scale = _scale(largest, FP8_MAX)
-        for rows in layer.chunks():
-            yield layer.weight, fp8(rows, np.float32(scale))
-        yield layer.scale, scale
+        chunks = (rows for layer in layers for rows in layer.chunks())
+        scale = _scale(np.array([np.abs(rows).max() for rows in chunks]), FP8_MAX)
+        for layer in layers:
+            for rows in layer.chunks():
+                yield layer.weight, fp8(rows, np.float32(scale))
+            yield layer.scale, scale.reshape(single)
 
-    infos = {layer.weight: TensorInfo(layer.shape, F8), layer.scale: TensorInfo((), F32)}
-    return _with_input_scale(layer, Stored(infos, pieces), FP8_MAX)
+    weights = {layer.weight: TensorInfo(layer.shape, F8) for layer in layers}
+    scales = {layer.scale: TensorInfo(single, F32) for layer in layers}
+    stored = Stored(weights | scales, pieces)
+    for layer in layers:
+        stored = _with_input_scale(layer, stored, FP8_MAX)
+    return stored
 
 
 def fp4_weights_and_inputs(layer: Layer) -> Stored:
@@ -186,16 +229,30 @@ def fp4_weights_and_inputs(layer: Layer) -> Stored:
     return Stored(infos, pieces)
 
 
+FORMATS: dict[str, Callable[[Layer], Stored]] = {
+    "int8_sq": int8_weights_and_inputs,
+    "int8_wo": int8_weights,
+    "int4_awq": int4_weights,
+    "fp8": fp8_weights_and_inputs,
+    "nvfp4": fp4_weights_and_inputs,
+}
+"""Precision -> how a layer is stored; fp16 is as any other tensor."""
+
+
 def _with_input_scale(layer: Layer, weights: Stored, most: int) -> Stored:
-    name, ranges = f"{layer.name}.input_scale", layer.ranges
+    name, ranges, single = (
+        f"{layer.name}.{layer.layout.input_scale}",
+        layer.ranges,
+        layer.layout.single,
+    )
     if ranges is None:
         raise ValueError(f"{layer.name}: the scale of its input needs a calibration")
 
     def pieces() -> Iterator[Piece]:
         yield from weights.pieces()
-        yield name, _scale(ranges.largest_input(layer.name), most)
+        yield name, _scale(ranges.largest_input(layer.modules[0]), most).reshape(single)
 
-    return Stored({**weights.infos, name: TensorInfo((), F32)}, pieces)
+    return Stored({**weights.infos, name: TensorInfo(single, F32)}, pieces)
 
 
 def _scale(largest: Float, most: int) -> NDArray[np.float32]:
