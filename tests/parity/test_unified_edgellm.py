@@ -149,7 +149,8 @@ def test_float4_weights_and_the_scales_of_their_scales(export):
             f"{layer}.self_attn.qkv_proj_fused": [f"{layer}.self_attn.{of}_proj" for of in "qkv"],
             f"{layer}.self_attn.o_proj": [f"{layer}.self_attn.o_proj"],
             **{
-                f"{layer}.mlp.{of}_proj": [f"{layer}.mlp.{of}_proj"] for of in ("gate", "up", "down")
+                f"{layer}.mlp.{of}_proj": [f"{layer}.mlp.{of}_proj"]
+                for of in ("gate", "up", "down")
             },
         }
         for theirs, ours in modules.items():
