@@ -182,7 +182,7 @@ LATENCY_FOLDER = "latency"
 PLANS_FOLDER = "plans"
 """Likewise: its graphs, compiled for GPUs."""
 
-SPARE_POSITIONS = 1
+SPARE_POSITIONS = 4
 """Rotary rows and KV positions behind an engine's capacity, for padded passes of the runtime."""
 
 

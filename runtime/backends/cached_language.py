@@ -97,7 +97,8 @@ class CachedLanguage(ABC):
 
     def logits(self, hidden: Float) -> Float:
         """Full vocabulary: the text head's rows, then the action head's."""
-        return np.concatenate([self._text_logits(hidden), self.action_logits(hidden)], axis=1)
+        text = self._text_logits(self._padded(hidden))[: len(hidden)]
+        return np.concatenate([text, self.action_logits(hidden)], axis=1)
 
     def choice_logits(self, hidden: Float, token_ids: tuple[int, int]) -> Float:
         """The fast and the slow answer's token, in float32 at every precision."""

@@ -74,6 +74,6 @@ class Device(Protocol):
 def fits(sizes: Sequence[int], count: int, room: int) -> int:
     """Return the least of ascending `sizes` that is `count` or more, at most `room`.
 
-    `count` itself where no size is so large.
+    `count` itself where no size is so large, or there is no room for more.
     """
-    return min(next((size for size in sizes if size >= count), count), room)
+    return max(min(next((size for size in sizes if size >= count), count), room), count)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from autovla_rt.bundle import Bundle
 from autovla_rt.config import SPARE_POSITIONS
+from autovla_rt.machine import this_machine
 from autovla_rt.openvino_model import (
     BLOCK,
     CACHES,
@@ -19,11 +20,11 @@ from autovla_rt.openvino_model import (
 from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.backends.cached_language import CachedLanguage, prefix_of
 
-ROWS = 2
-"""Fewest rows of a pass; one is padded by repeating it.
+ROWS, ROWS_AMX = 2, 5
+"""Fewest rows of a pass, and on a CPU with AMX; shorter ones are padded by repeating the last row.
 
-A single row takes other kernels, which round differently; any number from two on agrees bit for
-bit, in float32, int8 and int4.
+Fewer take other kernels, which round differently; any number from these on agrees bit for bit, in
+float32, int8 and int4.
 """
 
 
@@ -60,6 +61,7 @@ class OpenVinoLanguage(CachedLanguage):
     ) -> None:
         prefix = prefix_of(bundle, use_prefix)
         super().__init__(bundle, prefix)
+        self._least_rows = ROWS_AMX if "AMX int8" in this_machine().features else ROWS
         geometry, precision = bundle.manifest.geometry.language, bundle.manifest.precision
         self._head = OpenVinoModel(bundle.path("text_head.xml"))
         self._head.compile(threads, precision, precision.language_formats)
@@ -72,10 +74,10 @@ class OpenVinoLanguage(CachedLanguage):
             for name, part in zip(CACHES, ("key", "value"), strict=True):
                 states = nothing if prefix is None else prefix.tensor(part, layer)
                 self._model.keep_cache(f"{name}.{layer}", states, self._blocks.size)
-        self._pass(np.zeros((ROWS, geometry.hidden_size), np.float32), np.arange(1))
+        self._pass(np.zeros((self._least_rows, geometry.hidden_size), np.float32), np.arange(1))
 
     def _padding(self, count: int) -> int:
-        return max(ROWS - count, 0)
+        return max(self._least_rows - count, 0)
 
     def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Float:
         start, count = self._length, len(embeddings)

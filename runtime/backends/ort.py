@@ -19,8 +19,8 @@ ROW_MULTIPLE = 2
 A single row takes other kernels (matrix-vector, single-query attention) and so does, with AVX-512,
 the last row of an odd number. They round differently, which in a quantized engine flips integers
 and moves final hidden states by 0.3 %. Even numbers of rows agree bit for bit, on AVX2 and on
-AVX-512 VNNI. A pass of one token costs about 1.4 times as much. One position more than the capacity
-(`SPARE_POSITIONS`) is room for a pass that ends at the last one.
+AVX-512 VNNI. A pass of one token costs about 1.4 times as much. Positions beyond the capacity
+(`SPARE_POSITIONS`) are room for a pass that ends at the last one.
 """
 
 

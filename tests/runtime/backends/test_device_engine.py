@@ -92,6 +92,7 @@ def test_the_last_position_of_the_cache_is_reached_and_none_beyond(engines):
         found, expected = (engine.extend(states(count, count), 1) for engine in (ours, theirs))
         np.testing.assert_allclose(found, expected, atol=CLOSE)
     assert ours.length == ours.capacity
+    np.testing.assert_allclose(ours.logits(found), theirs.logits(expected), atol=CLOSE)
 
 
 def test_the_prefix_is_computed_at_load_and_changes_nothing(bundles):
@@ -135,7 +136,8 @@ def test_memory_stays_where_it_was_bound(bundles):
 
 
 @pytest.mark.parametrize(
-    ("count", "room", "size"), [(1, 99, 2), (2, 99, 2), (13, 99, 16), (13, 14, 14), (65, 99, 65)]
+    ("count", "room", "size"),
+    [(1, 99, 2), (2, 99, 2), (13, 99, 16), (13, 14, 14), (65, 99, 65), (2, 0, 2)],
 )
 def test_a_pass_is_as_long_as_the_next_size_that_there_is_room_for(count, room, size):
     assert fits(PASS_SIZES, count, room) == size
