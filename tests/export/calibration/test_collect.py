@@ -137,5 +137,5 @@ def test_a_calibration_of_something_else_is_not_built_with(whole, changes, said)
 def test_a_record_of_another_version_is_refused(whole, tmp_path):
     record = read_record(whole).model_copy(update={"format_version": 9})
     (tmp_path / RECORD).write_text(record.model_dump_json())
-    with pytest.raises(CalibrationError, match="expected format version 2, got 9"):
+    with pytest.raises(CalibrationError, match="expected format version 3, got 9"):
         read_record(tmp_path)
