@@ -10,9 +10,11 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from demo_engine import REPO
+from float16 import compare, write
 from onnx import TensorProto
 from standard_graphs import StandardLanguage, open_unrewritten
 from torch_graph import FUSED, ROUNDED, TorchGraph
@@ -22,7 +24,11 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.demo.world_engine import model_files
 from autovla_rt.export.build import camera_layout, engine_prompt
 from autovla_rt.export.calibrate import language_weights, vision_weights
+from autovla_rt.export.calibration.audit import audit
+from autovla_rt.export.calibration.collect import Plan, collect
+from autovla_rt.export.calibration.record import CalibrationRecord
 from autovla_rt.export.emit.graphs import emit_language, emit_vision
+from autovla_rt.export.graph.float16 import INPUT, OUTPUT, ROTATED, SCORES
 from autovla_rt.export.graph.standard import DIALECT, StandardOps
 from autovla_rt.export.open_model import open_model
 from autovla_rt.export.passes.static_mrope import VideoSpan, mrope_positions, rotary_tables
@@ -89,7 +95,7 @@ class Scene:
     """Prompt and fast answer of a scene, and the miniature's graphs, run on them."""
 
     def __init__(self, model, cameras, prompt, sample):
-        self.model, self.cameras = model, cameras
+        self.model, self.cameras, self.prompt, self.sample = model, cameras, prompt, sample
         patches = sample.read_patches()
         self.patches = np.concatenate([patches[camera.name] for camera in cameras])
         ids = np.concatenate([sample.prompt.ids, sample.answers[0].ids])
@@ -99,6 +105,17 @@ class Scene:
         spans = [VideoSpan(self.starts[camera.name], camera.grid) for camera in cameras]
         positions = mrope_positions(model.geometry, spans, CAPACITY + 1)
         self.tables = rotary_tables(model.geometry, positions)
+
+    def plan(self):
+        """What a calibration on this scene is of."""
+        record = CalibrationRecord(
+            checkpoint="a",
+            cameras=self.cameras,
+            prompt=self.prompt,
+            scenes=(self.sample.token,),
+            scenes_sha256="b",
+        )
+        return Plan(self.model.weights(), self.model.geometry, record)
 
     def placed(self, features):
         """What the language model reads, from features [patches, tokens, hidden]."""
@@ -188,9 +205,10 @@ def features_of(graph, scene):
 
 
 def cosines(actual, expected):
-    """[n] of every token."""
+    """[n] of every token; 0 where nothing is left of it."""
     a, b = (of.reshape(-1, of.shape[-1]).astype(np.float64) for of in (actual, expected))
-    return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return (a * b).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)
 
 
 def report(what, found):
@@ -279,3 +297,69 @@ def test_a_naive_graph_overflows(scene, outlying, tmp_path, ops, outlier):
         found = np.nan_to_num(cosines(actual[what], expected))
         report(f"{what}, {ops.__name__}, outlier {outlier * BLOCKS}, overflows at {first}", found)
         assert found.mean() < 0.9
+
+
+def owners(graph):
+    """Names of a graph's tensors -> names that a calibration may know the value by.
+
+    What lies between two products is made of what the last two returned, or is what the next reads.
+    """
+    products = [
+        (index, node.input[1].partition(".weight")[0].split("+"))
+        for index, node in enumerate(graph.node)
+        if node.op_type == "Gemm"
+    ]
+    for index, node in enumerate(graph.node):
+        before = [modules for place, modules in products if place <= index][-2:]
+        after = [modules[0] for place, modules in products if place > index][:1]
+        kinds = (OUTPUT, ROTATED, SCORES)
+        names = {f"{module}.{kind}" for of in before for module in of for kind in kinds}
+        for name in node.output:
+            yield name, names | {f"{module}.{INPUT}" for module in after}
+
+
+@pytest.fixture(scope="module")
+def audited(scene, tmp_path_factory):
+    """The audit of a calibration on that very scene, its largest magnitudes by name."""
+    folder = tmp_path_factory.mktemp("audited") / "calibration"
+    collect(scene.plan(), [scene.sample], folder, NoProgress())
+    return {of.name: of for of in audit(folder).values}
+
+
+@pytest.mark.parametrize("part", [VISION, LANGUAGE, HEAD])
+def test_the_audit_knows_every_float16_tensor_of_the_graphs(scene, half, audited, part):
+    features = TorchGraph(half / VISION)
+    language = TorchLanguage(half / LANGUAGE, scene.tables)
+    head = TorchGraph(half / HEAD)
+    hidden = two_passes(language, scene.placed(features_of(features, scene)))
+    read = len(scene.sample.prompt.ids) - 1
+    head.run({"hidden": hidden[read:]})
+    ranges = {VISION: features, LANGUAGE: language.graph, HEAD: head}[part].ranges
+    graph = onnx.load(half / part, load_external_data=False).graph
+    tensors = [(name, of) for name, of in owners(graph) if name in ranges]
+    narrow = [(name, of) for name, of in tensors if ranges[name].dtype == torch.float16]
+    assert len(narrow) > (100 if part != HEAD else 0)
+    for name, values in narrow:
+        known = [audited[value] for value in values if value in audited]
+        assert all(of.type == "float16" for of in known)
+        assert ranges[name].largest <= 1.01 * max(of.largest for of in known), (name, values)
+
+
+def test_what_stays_float32_is_known_too(scene, half, audited):
+    graph = TorchGraph(half / VISION)
+    features_of(graph, scene)
+    wide = max(of.largest for of in graph.ranges.values() if of.dtype == torch.float32)
+    squares = [of for of in audited.values() if of.name.endswith("square")]
+    vision = max(of.largest for of in squares if of.name.startswith("visual."))
+    assert vision == pytest.approx(wide, rel=0.01)
+    assert {of.type for of in squares} == {"float32"}
+
+
+@pytest.mark.slow
+def test_at_the_real_geometry_with_random_weights(tmp_path):
+    """Random weights have none of the outliers of trained ones: this is rounding alone."""
+    write(tmp_path, blocks=2, layers=1)
+    for line in compare(tmp_path, "cpu", ("vision", "language")):
+        print(line)
+        assert line["cosine_least"] >= LEAST_COSINE
+        assert line["overflowed"] == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class StoredWeights:
         return _decoded(data, proto)
 
 
-@dataclass
+@dataclass(frozen=True)
 class RandomWeights:
     """Values for a graph whose weight file is not there, the same for any float type.
 
@@ -84,15 +84,15 @@ class RandomWeights:
     """
 
     seed: int = 0
-    read_names: set[str] = field(default_factory=set)
+    device: str = "cpu"
 
     def read(self, proto: TensorProto) -> torch.Tensor:
         """Return values for an external tensor of floats."""
-        self.read_names.add(proto.name)
-        generator = torch.Generator().manual_seed(self.seed ^ zlib.crc32(proto.name.encode()))
-        values = torch.randn(tuple(proto.dims), generator=generator)
+        generator = torch.Generator(self.device)
+        generator.manual_seed(self.seed ^ zlib.crc32(proto.name.encode()))
+        values = torch.randn(tuple(proto.dims), generator=generator, device=self.device)
         if len(proto.dims) > 1:
-            values = values / math.sqrt(math.prod(proto.dims[1:]))
+            values /= math.sqrt(math.prod(proto.dims[1:]))
         else:
             values = 0.1 * values + (0.0 if proto.name.endswith("bias") else 1.0)
         return values.to(TYPES[proto.data_type])
