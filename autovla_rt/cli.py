@@ -20,6 +20,7 @@ import typer
 
 from autovla_rt import (
     __version__,
+    cli_audit,
     cli_build,
     cli_compile,
     cli_doctor,
@@ -70,6 +71,7 @@ codebook_app = typer.Typer(help="Import, build and show action codebooks.", no_a
 app.add_typer(codebook_app, name="codebook")
 app.command()(cli_build.export)
 app.command()(cli_build.calibrate)
+app.command()(cli_audit.audit)
 app.command()(cli_build.build)
 app.command("compile")(cli_compile.compile_)
 app.command("eval")(cli_evaluate.evaluate)

@@ -96,7 +96,10 @@ Out = Annotated[
 ]
 Calibration = Annotated[
     Path | None,
-    typer.Option(help="Folder of `calibrate`: int8_sq, int4_awq; on NVIDIA GPUs int8, fp8 too."),
+    typer.Option(
+        help="Folder of `calibrate`: int8_sq, int4_awq; on NVIDIA GPUs int8, fp8, and for any "
+        "precision there, which is then held against float16's range."
+    ),
 ]
 ModelOptPython = Annotated[
     Path | None,

@@ -17,6 +17,7 @@ from autovla_rt.export.calibration.sample import Sample, set_identity
 from autovla_rt.export.calibration.static_methods import STATIC_METHODS
 from autovla_rt.export.formats import number_format
 from autovla_rt.export.graph.dialect import Formats
+from autovla_rt.export.graph.float16 import RangeCheck
 from autovla_rt.export.opened_model import OpenedModel
 from autovla_rt.export.progress import Progress
 from autovla_rt.export.settings import Settings
@@ -107,4 +108,4 @@ def _fitted(
     progress.stage("rescaling", len(listed))
     with modelopt(settings.modelopt, settings.int4_block) as searching:
         calibrated.fit(model.weights(), progress.advance, searching)
-    return calibrated, replace(formats, ranges=calibrated)
+    return calibrated, replace(formats, ranges=calibrated, half=RangeCheck(calibrated))

@@ -19,7 +19,7 @@ from autovla_rt.export.formats import (
     read_choice,
 )
 from autovla_rt.export.graph.dialect import Dialect, dialect_of
-from autovla_rt.export.targets import TARGETS, Target, check_target
+from autovla_rt.export.targets import TARGETS, Target, check_target, find_target
 
 FULL_HD = (1920, 1080)
 
@@ -36,7 +36,8 @@ class Settings:
 
     `precision` is as `read_choice` takes it;
     `frame_sizes` maps each camera to the (width, height) in pixels of the frames it delivers;
-    `calibration` is the folder of a calibration, which some precisions need;
+    `calibration` is the folder of a calibration, which some precisions need and float16 values are
+    held against;
     `modelopt` is the Python of ModelOpt's environment, where that is to search the scales.
     """
 
@@ -59,9 +60,12 @@ class Settings:
 
     @property
     def floats(self) -> str:
-        """Float type that is computed in where nothing is quantized; fp32 of any part is all's."""
-        has_fp32 = any(precision == "fp32" for _, precision in self.choice.named())
-        return "float32" if has_fp32 else self.dialect.floats
+        """Float type that is computed in where nothing is quantized and no layer is fp32.
+
+        A tower in fp32 makes it float32 everywhere; layers in fp32 are float32 by themselves.
+        """
+        towers = self.choice.vision, self.choice.language
+        return "float32" if "fp32" in towers else self.dialect.floats
 
     def with_precision(self, precision: str) -> Settings:
         """Return the same in another precision, without the calibration where it needs none."""
@@ -99,7 +103,7 @@ def check_settings(settings: Settings) -> Target:
 
     Raises:
         TargetError: an illegal target, precision or int4 block, or a precision that needs a
-            calibration without one, or with one that it does not use.
+            calibration without one, or with one that nothing uses.
         CapacityError: a KV capacity beyond the model's positions.
         DependencyError: the backend's library is missing.
     """
@@ -150,9 +154,10 @@ def check_modelopt(settings: Settings, choice: Choice) -> None:
 
 
 def _check_precisions(settings: Settings) -> Target:
-    choice = settings.choice
+    choice, target = settings.choice, find_target(settings.target)
     for part, precision in choice.named():
-        target = check_target(settings.target, precision)
+        if not (precision == "fp32" and part in dict(choice.overrides) and _has_half(target)):
+            check_target(settings.target, precision)
         if is_vision(part) and precision not in VISION_PRECISIONS:
             legal = [of for of in VISION_PRECISIONS if of in target.precisions]
             raise TargetError(
@@ -192,12 +197,17 @@ def _check_calibration(settings: Settings, dialect: Dialect, kept: Sequence[str]
             "calibrate wrote, got none.\nCalibrate first, or choose "
             f"{', '.join(of for of in bases if of not in fitted)}."
         )
-    if settings.calibration is not None and not needed:
+    if settings.calibration is not None and not needed and settings.floats != "float16":
         fitted += [f"{KV}={of}" for of in kept if of != "auto"]
         raise TargetError(
             f"precision {settings.precision}: expected no --calibration, which it does not use, "
             f"got {settings.calibration}.\nLeave it out, or choose {', '.join(fitted)}."
         )
+
+
+def _has_half(target: Target) -> bool:
+    """Whether graphs for a target are float16, where a part may need float32."""
+    return target.sm is not None
 
 
 def _is_calibrated(choice: Choice, dialect: Dialect) -> bool:

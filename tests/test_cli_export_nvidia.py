@@ -76,11 +76,19 @@ def test_static_scales_need_a_calibration(demo, invoke, tmp_path, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8_wo"])
-def test_a_calibration_that_is_not_used_is_refused(demo, invoke, tmp_path, precision):
+def test_a_calibration_is_never_without_use(demo, invoke, tmp_path, precision, calibration):
+    """float16 values are held against it (tests/test_cli_audit.py)."""
+    chosen = ["--target", "rtx-sm86", "--precision", precision, "--calibration", calibration]
+    words = [*demo.build_options, *SIZE, *chosen]
+    code, _, said = invoke("export", "vision", *words, "--out", tmp_path / "o")
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp32/fp16", "fp16/fp32"])
+def test_float32_is_for_single_layers_of_float16_graphs(demo, invoke, tmp_path, precision):
     options = [*demo.build_options, "--target", "rtx-sm86", "--precision", precision]
-    said = invoke.refused(8, "export", "all", *options, "--calibration", tmp_path, "--out", "x")
-    assert "expected no --calibration" in said
-    assert "choose int8, int8_sq, int4, int4_awq" in said
+    said = invoke.refused(8, "export", "all", *options, "--out", tmp_path / "o")
+    assert "precision 'fp32' on rtx-sm86" in said
 
 
 @pytest.mark.parametrize(

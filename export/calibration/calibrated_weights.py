@@ -20,8 +20,13 @@ from autovla_rt.export.calibration.search import (
     rescaling,
     smooth_quant,
 )
-from autovla_rt.export.calibration.statistics import LayerInput, read_statistics
+from autovla_rt.export.calibration.statistics import (
+    LayerInput,
+    read_magnitudes,
+    read_statistics,
+)
 from autovla_rt.export.graph.eager import kv_names
+from autovla_rt.export.graph.float16 import INPUT, OUTPUT
 from autovla_rt.export.weight_source import HEAD, WeightSource
 
 Float = NDArray[np.float32]
@@ -67,6 +72,7 @@ class CalibratedWeights(RescaledWeights):
             for reader in group.readers
         }
         self._seen = lru_cache(1)(self._read_step)
+        self._magnitudes = lru_cache(1)(self._read_magnitudes)
 
     def fit(
         self,
@@ -121,6 +127,16 @@ class CalibratedWeights(RescaledWeights):
         key, value = (self._seen(step)[name].largest for name in kv_names(layer))
         return key, value / self.written_scale(f"{step}.self_attn.v_proj.weight")
 
+    def largest(self, value: str) -> float:
+        """Return the largest |x| of a value by its name, as the rescaled weights make it."""
+        module, _, kind = value.rpartition(".")
+        seen = self._magnitudes(self._sites[module][0])[value]
+        if kind == INPUT:
+            seen = seen / self.read_scale(module)
+        if kind == OUTPUT:
+            seen = seen / self.written_scale(f"{module}.weight")
+        return float(seen.max())
+
     def _method(self, site: str, width: int) -> Method | None:
         precision = self._precision_of(site)
         if precision == "int4_awq" and width % self._block:
@@ -132,3 +148,6 @@ class CalibratedWeights(RescaledWeights):
 
     def _read_step(self, step: str) -> Mapping[str, LayerInput]:
         return read_statistics(self._statistics / f"{step}.safetensors")
+
+    def _read_magnitudes(self, step: str) -> Mapping[str, Float]:
+        return read_magnitudes(self._statistics / f"{step}.safetensors")

@@ -1,4 +1,4 @@
-"""Statistics of every linear layer's input, a layer of the model at a time.
+"""Statistics of every linear layer's input, and how large other values are, a layer at a time.
 
 All scenes go through one step of the model (a block, a layer), their states are written down, then
 the next step begins: so neither the model nor the scenes' states are ever in memory as a whole, and
@@ -21,14 +21,15 @@ from autovla_rt.errors import CalibrationError
 from autovla_rt.export.calibration.record import RECORD, CalibrationRecord
 from autovla_rt.export.calibration.sample import Sample
 from autovla_rt.export.calibration.statistics import Collector, write_statistics
-from autovla_rt.export.graph.eager import Branches, EagerOps, Held, arrays_of
+from autovla_rt.export.graph.eager import Branches, EagerOps, Held, arrays_of, largest_of
+from autovla_rt.export.graph.float16 import INPUT, OUTPUT
 from autovla_rt.export.graph.language import language_layer
 from autovla_rt.export.graph.ops import Value
 from autovla_rt.export.graph.vision import vision_block, vision_embedding, vision_merger
 from autovla_rt.export.passes.static_mrope import VideoSpan, mrope_positions, rotary_tables
 from autovla_rt.export.passes.static_windows import static_windows
 from autovla_rt.export.progress import Progress
-from autovla_rt.export.weight_source import TEXT_HEAD, WeightSource
+from autovla_rt.export.weight_source import TEXT_HEAD, WeightSource, matrix_chunks
 from autovla_rt.output_file import make_folder, write_file
 
 Float = NDArray[np.float32]
@@ -90,7 +91,7 @@ def collect(plan: Plan, samples: Sequence[Sample], folder: Path, progress: Progr
             states = run.states(index, number) if index else _first_states(batch)
             run.keep(index + 1, number, _advance(plan, name, batch, states, collector))
             progress.advance(1)
-        write_statistics(folder / f"{name}{SUFFIX}", collector.result())
+        write_statistics(folder / f"{name}{SUFFIX}", collector.result(), collector.magnitudes)
         run.forget(index)
     run.end()
 
@@ -183,7 +184,7 @@ def _vision_step(plan: Plan, step: str, states: States, collector: Collector) ->
     for grid in sorted({camera.grid[1:] for camera in plan.cameras}):
         windows = static_windows(vision, *grid)
         cameras = {camera.name for camera in plan.cameras if camera.grid[1:] == grid}
-        ops = EagerOps(plan.weights, observe=_Observer(collector))
+        ops = EagerOps(plan.weights, observe=_Observer(collector), measure=collector.measure)
         names = sorted({_of(name) for name in states if name.split("/")[1] in cameras})
         if step == "patch_embed":
             patches = ops.hold([states[name] for name in names])
@@ -230,11 +231,22 @@ def _language_step(
     longest = max(int(layout.position.max()) + 1 for layout in layouts)
     tables = rotary_tables(plan.geometry, mrope_positions(plan.geometry, spans, longest))
     observer = _Observer(collector, weights)
-    ops = EagerOps(plan.weights, tables, layouts, observer)
+    ops = EagerOps(plan.weights, tables, layouts, observer, measure=collector.measure)
     pair = language_layer(ops, language, index, _held(ops, states, names))
     if index + 1 == language.num_hidden_layers:
-        observer((TEXT_HEAD,), pair[1], arrays_of(pair[1]))
+        final = arrays_of(pair[1])
+        observer((TEXT_HEAD,), pair[1], final)
+        read = [of[len(sample.prompt.ids) - 1 :] for of, sample in zip(final, batch, strict=True)]
+        _measure_head(plan.weights, np.concatenate(read), collector)
     return _named(pair, names)
+
+
+def _measure_head(weights: WeightSource, states: Float, collector: Collector) -> None:
+    """Measure the text head, a chunk at a time, at the positions [n, hidden] that answers read."""
+    collector.measure(f"{TEXT_HEAD}.{INPUT}", largest_of(states))
+    for chunk in matrix_chunks(weights, (TEXT_HEAD,)):
+        logits = states @ chunk.T
+        collector.measure(f"{TEXT_HEAD}.{OUTPUT}", largest_of(logits.reshape(-1, 1)))
 
 
 class _Observer:

@@ -11,7 +11,7 @@ from autovla_rt.config import Camera, CompiledPrompt, Model
 from autovla_rt.errors import CalibrationError
 
 RECORD = "calibration.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class CalibrationRecord(Model):

@@ -1,24 +1,31 @@
 """What is kept of a linear layer's input: how large its channels are, and some of its rows.
 
+Of other values (`export/graph/float16.py`) only how large their channels are.
+
 A file holds one step of the model (a block, a layer), so that whoever quantizes it reads no more.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from autovla_rt.errors import CalibrationError
 from autovla_rt.output_file import write_file
 
 Float = NDArray[np.float32]
+
+LARGEST, MEAN, ROWS, MAGNITUDE = ".largest", ".mean", ".rows", ".magnitude"
+"""Ends of tensors' names: of a layer's input, and of how large another value is."""
 
 KEPT_ROWS = 256
 """Rows of each input that searches compute with."""
@@ -49,6 +56,8 @@ class Collector:
     def __init__(self, kept_rows: int = KEPT_ROWS) -> None:
         self._kept = kept_rows
         self._layers: dict[str, _Layer] = {}
+        self.magnitudes: dict[str, Float] = {}
+        """[C] max |x| of each channel of the values measured, by name."""
 
     def add(self, layer: str, rows: Float, weights: Float) -> None:
         """Look at some rows [M, K] of a layer's input, each of which counts `weights` [M].
@@ -65,6 +74,11 @@ class Collector:
         if layer not in self._layers:
             self._layers[layer] = _Layer.empty(layer, rows.shape[1])
         self._layers[layer].add(rows, weights, self._kept)
+
+    def measure(self, value: str, largest: Float) -> None:
+        """Take note of the largest |x| of each channel of a value [C] in some of its rows."""
+        before = self.magnitudes.get(value)
+        self.magnitudes[value] = largest if before is None else np.maximum(before, largest)
 
     def result(self) -> dict[str, LayerInput]:
         """Return every layer's statistics.
@@ -115,38 +129,58 @@ class _Layer:
         self.rows = np.concatenate([self.rows, rows[chosen]])[order]
 
 
-def write_statistics(path: Path, layers: Mapping[str, LayerInput]) -> None:
+def write_statistics(
+    path: Path, layers: Mapping[str, LayerInput], magnitudes: Mapping[str, Float]
+) -> None:
     """Write a step's statistics; rows in float16, as a share of their channel's largest value.
 
     Raises:
         StorageError: the file system refused.
     """
-    tensors: dict[str, NDArray[np.generic]] = {}
+    tensors: dict[str, NDArray[np.generic]] = {
+        f"{value}{MAGNITUDE}": largest for value, largest in magnitudes.items()
+    }
     for name, layer in layers.items():
-        tensors[f"{name}.largest"], tensors[f"{name}.mean"] = layer.largest, layer.mean
+        tensors[f"{name}{LARGEST}"], tensors[f"{name}{MEAN}"] = layer.largest, layer.mean
         unit = np.where(layer.largest > 0, layer.largest, np.float32(1))
-        tensors[f"{name}.rows"] = (layer.rows / unit).astype(np.float16)
+        tensors[f"{name}{ROWS}"] = (layer.rows / unit).astype(np.float16)
     write_file(path, save(tensors))
 
 
 def read_statistics(path: Path) -> dict[str, LayerInput]:
-    """Read what `write_statistics` wrote.
+    """Read what `write_statistics` wrote of the inputs.
 
     Raises:
         CalibrationError: the file is missing or no such file.
     """
+    with _reading(path) as file:
+        names = [name.removesuffix(ROWS) for name in file.keys() if name.endswith(ROWS)]  # noqa: SIM118
+        return {name: _layer_input(file, name) for name in names}
+
+
+def read_magnitudes(path: Path) -> dict[str, Float]:
+    """Read what `write_statistics` wrote of the values' magnitudes: [C] max |x| by name.
+
+    Raises:
+        CalibrationError: as `read_statistics`.
+    """
+    with _reading(path) as file:
+        names = [name for name in file.keys() if name.endswith(MAGNITUDE)]  # noqa: SIM118
+        return {name.removesuffix(MAGNITUDE): file.get_tensor(name) for name in names}
+
+
+def _layer_input(file: Any, name: str) -> LayerInput:
+    largest, mean, rows = (file.get_tensor(f"{name}{end}") for end in (LARGEST, MEAN, ROWS))
+    return LayerInput(largest, mean, rows.astype(np.float32) * largest)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Open a step's file."""
     try:
-        tensors = load_file(path)
-        names = {name.rpartition(".")[0] for name in tensors}
-        return {
-            name: LayerInput(
-                tensors[f"{name}.largest"],
-                tensors[f"{name}.mean"],
-                tensors[f"{name}.rows"].astype(np.float32) * tensors[f"{name}.largest"],
-            )
-            for name in names
-        }
-    except (OSError, SafetensorError, KeyError) as error:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
         raise CalibrationError(
             f"{path}: expected statistics of a calibration, got {error}.\n"
             "Run autovla-rt calibrate again, into a new folder."

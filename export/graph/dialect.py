@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autovla_rt.export.graph.float16 import RangeCheck
 from autovla_rt.export.graph.ops import Ops
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.export.weight_source import WeightSource
@@ -45,6 +46,7 @@ class Formats:
         int4_block: Inputs that share a scale in int4 and int8_wo.
         kv: Of the keys and values that are kept.
         ranges: Of a calibration; None without one.
+        half: Is told what becomes float16, likewise.
         floats: What is not quantized, "float32" or, in the `standard` dialect alone, "float16".
         capacity: Positions of the kept keys and values, where a graph fixes them (the `standard`
             dialect's does); None leaves them to who runs it.
@@ -54,6 +56,7 @@ class Formats:
     int4_block: int = 128
     kv: str = "auto"
     ranges: Ranges | None = None
+    half: RangeCheck | None = None
     floats: str = "float32"
     capacity: int | None = None
 

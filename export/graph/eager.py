@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autovla_rt.export.graph.float16 import INPUT, OUTPUT, ROTATED, SCORES, SUM
 from autovla_rt.export.graph.ops import Value
 from autovla_rt.export.weight_source import WeightSource, matrix_chunks, matrix_shape
 
@@ -22,6 +23,9 @@ Float = NDArray[np.float32]
 Observer = Callable[[tuple[str, ...], Value, list[Float]], None]
 """Sees the modules of a linear layer, its input's name, and the input's rows [M, K] by sample;
 likewise keys and values [M, kv_heads*D] (`kv_names`)."""
+
+Measure = Callable[[str, Float], None]
+"""Is told a value's name (`float16.py`) and the largest |x| of each of its channels [C]."""
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -92,8 +96,8 @@ def kv_names(layer: int) -> tuple[str, str]:
     return f"{attention}.keys", f"{attention}.values"
 
 
-def ignore(_modules: tuple[str, ...], _name: Value, _rows: list[Float]) -> None:
-    """Observe nothing."""
+def ignore(*_seen: object) -> None:
+    """Observe and measure nothing."""
 
 
 class EagerOps:
@@ -105,6 +109,7 @@ class EagerOps:
         layouts: Of the language model's samples; without, each is one text.
         observe: Is shown the input of every linear layer.
         rounding: Of what linear layers read.
+        measure: Is told how large values are.
     """
 
     def __init__(
@@ -114,9 +119,12 @@ class EagerOps:
         layouts: Sequence[Branches] | None = None,
         observe: Observer = ignore,
         rounding: Rounding = UNROUNDED,
+        measure: Measure = ignore,
     ) -> None:
         self._source, self._observe, self._rounding = source, observe, rounding
-        self._tables, self._layouts = tables, layouts
+        self._tables, self._layouts, self._measure = tables, layouts, measure
+        self._latest = ""
+        """The linear layer that attention's values go by."""
         self._count = 0
 
     def hold(self, arrays: Sequence[NDArray[np.generic]]) -> Held:
@@ -135,6 +143,7 @@ class EagerOps:
         rows = arrays_of(x)
         self._observe(modules, x, rows)
         stacked = self._rounding.inputs(modules, np.concatenate(rows))
+        self._measure(f"{modules[0]}.{INPUT}", largest_of(stacked))
         y = np.empty((len(stacked), matrix_shape(self._source, modules)[0]), np.float32)
         start = 0
         for chunk in matrix_chunks(self._source, modules):
@@ -143,6 +152,11 @@ class EagerOps:
             start += len(chunk)
         if bias:
             y += np.concatenate([self._vector(f"{module}.bias") for module in modules])
+        counts = [self._source.shape(f"{module}.weight")[0] for module in modules]
+        parts = np.split(largest_of(y), np.cumsum(counts)[:-1])
+        for module, largest in zip(modules, parts, strict=True):
+            self._measure(f"{module}.{OUTPUT}", largest)
+        self._latest = modules[0]
         ends = np.cumsum([len(part) for part in rows])[:-1]
         return self.hold(np.split(y, ends))
 
@@ -156,6 +170,8 @@ class EagerOps:
     ) -> tuple[Value, Value]:
         """Return (x + delta, rms_norm(x + delta))."""
         total = self.hold([a + b for a, b in zip(arrays_of(x), arrays_of(delta), strict=True)])
+        for part in arrays_of(total):
+            self._measure(f"{weight.removesuffix('.weight')}.{SUM}", largest_of(part))
         return total, self.rms_norm(total, weight, epsilon)
 
     def silu_mul(self, gate: Value, up: Value) -> Value:
@@ -195,12 +211,15 @@ class EagerOps:
     def rotary(self, x: Value, cos: Value, sin: Value, num_heads: int) -> Value:
         """Rotate [B, S, heads*D] by position s."""
         (cosines,), (sines,) = arrays_of(cos), arrays_of(sin)
-        return self.hold([_rotated(part, cosines, sines, num_heads) for part in arrays_of(x)])
+        turned = [_rotated(part, cosines, sines, num_heads) for part in arrays_of(x)]
+        for part in turned:
+            self._measure(f"{self._latest}.{ROTATED}", largest_of(part))
+        return self.hold(turned)
 
     def attention(self, query: Value, key: Value, value: Value, num_heads: int) -> Value:
         """Bidirectional softmax attention over [B, S, heads*D]."""
         samples = zip(arrays_of(query), arrays_of(key), arrays_of(value), strict=True)
-        return self.hold([_attention(*of, num_heads, num_heads, None) for of in samples])
+        return self.hold([self._attended(*of, num_heads, num_heads, None) for of in samples])
 
     def cached_attention(
         self, qkv: Value, layer: int, num_heads: int, num_kv_heads: int, head_dim: int
@@ -220,7 +239,9 @@ class EagerOps:
             keys.append(key[0])
             values.append(value[0])
             hidden = layout.hidden()
-            attended.append(_attention(query, key, value, num_heads, num_kv_heads, hidden))
+            both = np.concatenate([query, key], axis=2)
+            self._measure(f"{self._latest}.{ROTATED}", largest_of(both))
+            attended.append(self._attended(query, key, value, num_heads, num_kv_heads, hidden))
         for name, kept in zip(kv_names(layer), (keys, values), strict=True):
             self._observe((name,), self.hold(kept), kept)
         return self.hold(attended)
@@ -232,6 +253,11 @@ class EagerOps:
     def output(self, _value: Value, name: str, _dtype: str, _shape: Sequence[int | str]) -> None:
         """Refuse, as `input`."""
         raise NotImplementedError(f"{name}: describe a part of the model and look at its value")
+
+    def _attended(self, query: Float, key: Float, value: Float, *of: Any) -> Float:
+        attended, largest = _attention(query, key, value, *of)
+        self._measure(f"{self._latest}.{SCORES}", largest)
+        return attended
 
     def _vector(self, name: str) -> Float:
         return self._source.rows(name, 0, self._source.shape(name)[0])
@@ -245,6 +271,13 @@ def _arrays(value: Value) -> list[NDArray[Any]]:
 def arrays_of(value: Value) -> list[Float]:
     """Return what a value is in each sample."""
     return _arrays(value)
+
+
+def largest_of(x: Float) -> Float:
+    """[..., C] -> [C] the largest |x| of each channel."""
+    rows = x.reshape(-1, x.shape[-1])
+    largest: Float = np.maximum(rows.max(axis=0), -rows.min(axis=0))
+    return largest
 
 
 def _rms(x: Float, epsilon: float) -> Float:
@@ -269,10 +302,11 @@ def _attention(
     num_heads: int,
     num_kv_heads: int,
     hidden: NDArray[np.bool_] | None,
-) -> Float:
+) -> tuple[Float, Float]:
     """Softmax attention of [B, S, heads*D] to [B, S, kv_heads*D], each of which serves a group.
 
-    `hidden` [S, S] says which rows a row does not attend to.
+    `hidden` [S, S] says which rows a row does not attend to. Also returns the largest |score| [1],
+    of hidden ones too, which kernels may compute.
     """
     batch, length, width = query.shape
     size, group = width // num_heads, num_heads // num_kv_heads
@@ -284,6 +318,7 @@ def _attention(
     products = grouped @ heads(key, num_kv_heads).transpose(0, 1, 3, 2)
     scores: Float = products.reshape(batch, num_kv_heads, group, length, length)
     scores *= np.float32(size**-0.5)
+    largest = largest_of(scores.reshape(-1, 1))
     if hidden is not None:
         scores[..., hidden] = -np.inf
     scores -= scores.max(axis=-1, keepdims=True)
@@ -292,4 +327,4 @@ def _attention(
     weights = scores.reshape(batch, num_kv_heads, group * length, length)
     attended: Float = weights @ heads(value, num_kv_heads)
     by_head = attended.reshape(batch, num_heads, length, size)
-    return by_head.transpose(0, 2, 1, 3).reshape(batch, length, width)
+    return by_head.transpose(0, 2, 1, 3).reshape(batch, length, width), largest

@@ -4,8 +4,9 @@ TensorScatter writes new keys and values into the cache in place, Attention read
 `nonpad_kv_seqlen`, and weights and activations are quantized by symmetric QuantizeLinear and
 DequantizeLinear. Attention, the cache and products of float weights are in the graph's float type
 (`Formats.floats`, float16 for TensorRT); the residual stream, which adds up over all layers, the
-norms, the vision tower's rotation and what comes out of products of codes are float32. So graph
-inputs and outputs are float32, as in the other dialects, but for the cache.
+norms, the vision tower's rotation, what comes out of products of codes, layers in fp32 and what
+MLPs make of those are float32. So graph inputs and outputs are float32, as in the other dialects,
+but for the cache. What is float16 is held against a calibration, where there is one.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from autovla_rt.config import SPARE_POSITIONS
-from autovla_rt.errors import TargetError
 from autovla_rt.export.graph.dialect import Dialect, Formats
+from autovla_rt.export.graph.float16 import INPUT, OUTPUT, ROTATED, SCORES
 from autovla_rt.export.graph.onnx_ops import OnnxOps
 from autovla_rt.export.graph.ops import Value
 from autovla_rt.export.graph.qdq import STATIC, width_multiple
@@ -47,6 +48,12 @@ class StandardOps(OnnxOps):
         self._linears: dict[str, Linear] = {}
         self._wide: set[Value] = set()
         """Values in float32 whatever the graph's float type is."""
+        self._exact: set[Value] = set()
+        """Of these, what layers in fp32 return."""
+        self._returned: dict[Value, list[str]] = {}
+        """Of these, what linear layers return: names to check where it becomes float16."""
+        self._latest = ""
+        """The linear layer that attention's values go by."""
         self._casts: dict[tuple[Value, str], Value] = {}
         self._angles: list[Value] = []
         """Cosines and sines [1, k, D/2] of the new positions."""
@@ -58,6 +65,7 @@ class StandardOps(OnnxOps):
         results = super().node(operator, inputs, outputs, **attributes)
         if operator in TYPE_KEEPING and inputs[0] in self._wide:
             self._wide.update(results)
+            self._returned.update(dict.fromkeys(results, self._returned.get(inputs[0], [])))
         return results
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> Value:
@@ -74,27 +82,35 @@ class StandardOps(OnnxOps):
         """[M, K] -> [M, N] in the first module's format.
 
         Raises:
-            TargetError: its inputs, or a format's block, do not fit.
+            TargetError: what becomes float16, or a format's block, does not fit.
         """
-        self._check_range(modules[0])
-        name = self.formats.of(modules[0])
+        name, self._latest = self.formats.of(modules[0]), modules[0]
         if name not in self._linears:
             self._linears[name] = LINEARS[name]()
         floats = self._linears[name].floats(self.formats)
-        y = self._linears[name].lower(self, self._cast(x, floats), modules, bias)
+        read = self._cast(x, floats)
+        if self._is_narrow(x) or self._is_narrow(read):
+            self._check(f"{modules[0]}.{INPUT}")
+        y = self._linears[name].lower(self, read, modules, bias)
+        names = [f"{module}.{OUTPUT}" for module in modules]
         if floats == "float32":
             self._wide.add(y)
+            self._returned[y] = names
+        else:
+            self._check(*names)
+        if name == "fp32":
+            self._exact.add(y)
         return y
 
     def rms_norm(self, x: Value, weight: str, epsilon: float) -> Value:
-        """Return x / rms(x) * weight over the last axis, computed in float32."""
+        """Return x / rms(x) * weight over the last axis, in float32: who reads it narrows it."""
         wide = self._cast(x, "float32")
         (square,) = self.node("Mul", [wide, wide])
         (mean,) = self.node("ReduceMean", [square, self.integers(-1)], keepdims=1)
         small = self.constant(f"epsilon_{epsilon}", np.array(epsilon, np.float32))
         (root,) = self.node("Sqrt", self.node("Add", [mean, small]))
         (normed,) = self.node("Div", [wide, root])
-        return self._narrow(*self._float32("Mul", [normed, self.weight(weight)]))
+        return self._float32("Mul", [normed, self.weight(weight)])[0]
 
     def add_rms_norm(
         self, x: Value, delta: Value, weight: str, epsilon: float
@@ -105,13 +121,20 @@ class StandardOps(OnnxOps):
         return total, self.rms_norm(total, weight, epsilon)
 
     def silu_mul(self, gate: Value, up: Value) -> Value:
-        """silu(gate) * up."""
-        gate, up = self._narrow(gate), self._narrow(up)
+        """silu(gate) * up; float32 where layers in fp32 return both."""
+        exact = {gate, up} <= self._exact
+        if not exact:
+            gate, up = self._narrow(gate), self._narrow(up)
         (activated,) = self.node("Mul", [gate, *self.node("Sigmoid", [gate])])
-        return self.node("Mul", [activated, up])[0]
+        (gated,) = self.node("Mul", [activated, up])
+        if exact:
+            self._wide.add(gated)
+        return gated
 
     def gelu(self, x: Value) -> Value:
-        """Return x * Φ(x), exact."""
+        """Return x * Φ(x), exact; float32 where a layer in fp32 returns x."""
+        if x in self._exact:
+            return self._float32("Gelu", [x], approximate="none")[0]
         return self.node("Gelu", [self._narrow(x)], approximate="none")[0]
 
     def rotary(self, x: Value, cos: Value, sin: Value, num_heads: int) -> Value:
@@ -125,10 +148,12 @@ class StandardOps(OnnxOps):
         low = self.node("Sub", [self._product(first, cos), self._product(second, sin)])
         high = self.node("Add", [self._product(second, cos), self._product(first, sin)])
         (turned,) = self._float32("Concat", [*low, *high], axis=3)
+        self._check(f"{self._latest}.{ROTATED}")
         return self._narrow(self.reshape(turned, [0, 0, -1]))
 
     def attention(self, query: Value, key: Value, value: Value, num_heads: int) -> Value:
         """Bidirectional softmax attention over [B, S, heads*D]."""
+        self._check(f"{self._latest}.{SCORES}")
         heads = {"q_num_heads": num_heads, "kv_num_heads": num_heads}
         inputs = [self._narrow(of) for of in (query, key, value)]
         return self.node("Attention", inputs, **heads)[0]
@@ -142,6 +167,7 @@ class StandardOps(OnnxOps):
         widths = (count * head_dim for count in (num_heads, num_kv_heads, num_kv_heads))
         inputs = [self._narrow(qkv), self.integers(*widths)]
         query, key, value = self.node("Split", inputs, 3, axis=2)
+        self._check(f"{self._latest}.{ROTATED}", f"{self._latest}.{SCORES}")
         query = self._rotated(query, num_heads)
         new = {"key": self._rotated(key, num_kv_heads), "value": value}
         sizes = num_kv_heads, head_dim
@@ -200,23 +226,22 @@ class StandardOps(OnnxOps):
         if dtype == ("float32" if x in self._wide else self.formats.floats):
             return x
         if (x, dtype) not in self._casts:
+            if dtype == "float16":
+                self._check(*self._returned.get(x, ()))
             (cast,) = self.node("Cast", [x], to=ELEMENT_TYPES[dtype])
             self._casts[x, dtype] = cast
             if dtype == "float32":
                 self._wide.add(cast)
         return self._casts[x, dtype]
 
-    def _check_range(self, module: str) -> None:
-        """Refuse a layer that on the calibration scenes reads more than the float type holds."""
-        if self.formats.ranges is None:
-            return
-        largest = self.formats.ranges.largest_input(module).max()
-        limit = np.finfo(self.formats.floats).max
-        if largest > limit:
-            raise TargetError(
-                f"{module}: expected inputs up to {limit:g}, the largest {self.formats.floats}, "
-                f"got {largest:g} on the calibration scenes. Choose --target cpu or x86."
-            )
+    def _is_narrow(self, x: Value) -> bool:
+        return self.formats.floats == "float16" and x not in self._wide
+
+    def _check(self, *values: str) -> None:
+        """Hold values that are to be float16 against the calibration, by their names."""
+        if self.formats.half is not None and self.formats.floats == "float16":
+            for value in values:
+                self.formats.half.check(value)
 
 
 def standard_ops(source: WeightSource, weights: WeightFile, formats: Formats) -> StandardOps:

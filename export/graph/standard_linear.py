@@ -41,15 +41,18 @@ class Linear(Protocol):
 
 
 class FloatLinear:
-    """Gemm over weights in the graph's float type."""
+    """Gemm over weights in a float type; without one, in the graph's."""
+
+    def __init__(self, floats: str | None = None) -> None:
+        self._floats = floats
 
     def floats(self, formats: Formats) -> str:
-        """Return the graph's."""
-        return formats.floats
+        """Return it."""
+        return self._floats or formats.floats
 
     def lower(self, graph: OnnxOps, x: Value, modules: Modules, bias: bool) -> Value:
         """Append one Gemm."""
-        name, floats = _name(modules), graph.formats.floats
+        name, floats = _name(modules), self.floats(graph.formats)
         if name not in graph.weights:
             shape = matrix_shape(graph.source, modules)
             chunks = matrix_chunks(graph.source, modules)
@@ -141,7 +144,7 @@ def _bias(graph: OnnxOps, modules: Modules, floats: str, spare: int = 0) -> Valu
 
 
 LINEARS: dict[str, Callable[[], Linear]] = {
-    "fp32": FloatLinear,
+    "fp32": partial(FloatLinear, "float32"),
     "fp16": FloatLinear,
     **{name: partial(QdqLinear, qdq) for name, qdq in QDQ.items()},
 }

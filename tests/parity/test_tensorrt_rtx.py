@@ -72,6 +72,7 @@ def compiled(sm, graphs):
         *((precision, 86) for precision in ("fp16", "int8_wo", "int8", "int8_sq")),
         pytest.param("fp16/int4_awq", 86, marks=pytest.mark.slow),
         ("int8,mlp=int4,model.layers.1.mlp.down_proj=fp16,visual.blocks.1.mlp.up_proj=int8_wo", 86),
+        ("fp16,model.layers.1.mlp=fp32,visual.merger.mlp=fp32", 86),
         ("fp8", 89),
         ("fp8", 120),
     ],

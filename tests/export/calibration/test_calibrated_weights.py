@@ -46,7 +46,7 @@ def rescaled(model, groups, tmp_path_factory):
                 sites[group.readers[0]] = LayerInput(
                     magnitudes.max(axis=0), magnitudes.mean(axis=0), rows
                 )
-        write_statistics(folder / f"{step}.safetensors", sites)
+        write_statistics(folder / f"{step}.safetensors", sites, {})
     weights = CalibratedWeights(model.weights(), groups, folder, lambda _: "int8_sq", 128)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(calibrated_weights.METHODS, "int8_sq", lambda _block: COARSE)
@@ -119,7 +119,7 @@ def test_the_head_that_stays_in_float32_is_not_clipped(model, groups, tmp_path, 
     rows = np.random.default_rng(0).standard_normal((16, width)).astype(np.float32)
     (head,) = (group for group in groups if "text_head" in group.readers)
     seen = LayerInput(np.abs(rows).max(axis=0), np.abs(rows).mean(axis=0), rows)
-    write_statistics(tmp_path / f"{head.step}.safetensors", {"text_head": seen})
+    write_statistics(tmp_path / f"{head.step}.safetensors", {"text_head": seen}, {})
     weights = CalibratedWeights(model.weights(), [head], tmp_path, lambda _: "int4_awq", 32)
     weights.fit(model.weights(), lambda _: None)
     text, full = (weights.rows(f"{name}.weight", 0, 50) for name in ("text_head", "lm_head"))

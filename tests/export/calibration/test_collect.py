@@ -14,8 +14,10 @@ from autovla_rt.export.calibration.record import (
     read_record,
     require_fitting,
 )
-from autovla_rt.export.calibration.statistics import read_statistics
+from autovla_rt.export.calibration.statistics import read_magnitudes, read_statistics
 from autovla_rt.export.progress import NoProgress
+
+KINDS = ("input", "output")
 
 
 class StoppedError(Exception):
@@ -52,6 +54,35 @@ def test_every_step_and_the_record_are_written_and_nothing_else(model, whole):
     assert set(layer) == {f"model.layers.0.{name}" for name in seen}
     last = read_statistics(whole / f"model.layers.{len(files) - 7}.safetensors")
     assert "text_head" in last
+
+
+def test_all_that_float16_graphs_hold_is_measured(whole):
+    block, layer = "visual.blocks.0", "model.layers.0"
+    mlp = [f"mlp.{name}_proj.{kind}" for name in ("gate", "up", "down") for kind in KINDS]
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    seen = read_magnitudes(whole / f"{block}.safetensors")
+    attention = [f"attn.qkv.{kind}" for kind in (*KINDS, "rotated", "scores")]
+    own = {*attention, *(f"attn.proj.{kind}" for kind in KINDS), *mlp, "norm2.sum"}
+    assert set(seen) == {*(f"{block}.{name}" for name in own), "visual.blocks.1.norm1.sum"}
+    seen = read_magnitudes(whole / f"{layer}.safetensors")
+    attention = [f"self_attn.q_proj.{kind}" for kind in ("input", "rotated", "scores")]
+    attention += [f"self_attn.{name}_proj.output" for name in "qkvo"]
+    own = {*attention, "self_attn.o_proj.input", *mlp, f"{norms[1]}.sum"}
+    assert set(seen) == {*(f"{layer}.{n}" for n in own), f"model.layers.1.{norms[0]}.sum"}
+
+
+def test_what_is_measured_is_as_large_as_what_is_observed(whole):
+    """Inputs and rotated keys are known in two ways."""
+    path = whole / "model.layers.0.safetensors"
+    observed, measured = read_statistics(path), read_magnitudes(path)
+    attention = "model.layers.0.self_attn"
+    keys = observed[f"{attention}.keys"].largest
+    np.testing.assert_array_equal(measured[f"{attention}.q_proj.rotated"][-len(keys) :], keys)
+    values = observed[f"{attention}.values"].largest
+    np.testing.assert_array_equal(measured[f"{attention}.v_proj.output"], values)
+    for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"):
+        inputs = observed[f"model.layers.0.{name}"].largest
+        np.testing.assert_array_equal(measured[f"model.layers.0.{name}.input"], inputs)
 
 
 @pytest.mark.parametrize("units", [0, 1, 4, 7, 20])
@@ -137,5 +168,5 @@ def test_a_calibration_of_something_else_is_not_built_with(whole, changes, said)
 def test_a_record_of_another_version_is_refused(whole, tmp_path):
     record = read_record(whole).model_copy(update={"format_version": 9})
     (tmp_path / RECORD).write_text(record.model_dump_json())
-    with pytest.raises(CalibrationError, match="expected format version 2, got 9"):
+    with pytest.raises(CalibrationError, match="expected format version 3, got 9"):
         read_record(tmp_path)

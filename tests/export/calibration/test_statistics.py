@@ -6,6 +6,7 @@ import pytest
 from autovla_rt.errors import CalibrationError
 from autovla_rt.export.calibration.statistics import (
     Collector,
+    read_magnitudes,
     read_statistics,
     write_statistics,
 )
@@ -71,7 +72,10 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     part = np.concatenate([rows_of(0), 1e5 * rows_of(1)])  # beyond float16
     part[:, 4] = 0
     found = collected([part])
-    write_statistics(tmp_path / "x.safetensors", {"a.layer": found})
+    sizes = {"a.layer.output": np.array([1, 1e6], np.float32)}
+    write_statistics(tmp_path / "x.safetensors", {"a.layer": found}, sizes)
+    (again,) = read_magnitudes(tmp_path / "x.safetensors").items()
+    assert (again[0], again[1].tolist()) == ("a.layer.output", [1, 1e6])
     again = read_statistics(tmp_path / "x.safetensors")["a.layer"]
     np.testing.assert_array_equal(again.largest, found.largest)
     np.testing.assert_array_equal(again.mean, found.mean)

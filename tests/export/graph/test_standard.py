@@ -20,9 +20,10 @@ from autovla_rt.export.calibrate import language_weights, vision_weights
 from autovla_rt.export.emit.graphs import emit_language, emit_vision
 from autovla_rt.export.graph.dialect import Formats, dialect_of
 from autovla_rt.export.graph.eager import UNROUNDED, EagerOps, arrays_of
+from autovla_rt.export.graph.float16 import RangeCheck, kind_of
 from autovla_rt.export.graph.language import language_layer
 from autovla_rt.export.graph.qdq import QDQ, QdqRounding, input_scale
-from autovla_rt.export.graph.standard import DIALECT, StandardOps
+from autovla_rt.export.graph.standard import DIALECT
 from autovla_rt.export.graph.vision import vision_block, vision_embedding, vision_merger
 from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
 from autovla_rt.export.passes.static_windows import static_windows
@@ -275,19 +276,120 @@ def test_the_file_passes_onnx_own_check(graphs):
         onnx.checker.check_model(folder / f"{name}.onnx", full_check=True)
 
 
-@dataclass(frozen=True)
-class Ranges:
-    largest: float
+class Sizes(dict):
+    """Largest magnitudes by name; of values that are not listed, 1."""
 
+    def largest(self, value):
+        return self.get(value, 1)
+
+
+def refused(model, folder, sizes, precision="fp16", floats="float16"):
+    """Emit both parts of a model whose calibration saw such values; what was said, or None."""
+    text = Settings("x", "rtx-sm89", precision, 64, CAPACITY).choice
+    formats = Formats(
+        text.layers(model.geometry.vision.depth),
+        ranges=AnyRange(),
+        half=RangeCheck(Sizes(sizes)),
+        floats=floats,
+    )
+    try:
+        emit_vision(DIALECT, model.weights(), model.geometry, CAMERAS[:1], formats, folder)
+        emit_language(DIALECT, model.weights(), model.geometry, formats, folder)
+    except TargetError as error:
+        return str(error)
+    return None
+
+
+class AnyRange:
     def largest_input(self, module):
-        return np.full(4, self.largest, np.float32)
+        return np.ones(4, np.float32)
 
 
-def test_inputs_beyond_float16_are_refused_by_name(model):
-    formats = Formats(lambda _module: "fp16", ranges=Ranges(7e4), floats="float16")
-    ops = StandardOps(model.weights(), None, formats)
-    with pytest.raises(TargetError, match=r"visual.merger.mlp.0: expected inputs up to 65504"):
-        ops.linear(ops.input("x", "float32", ["k", 512]), "visual.merger.mlp.0", bias=True)
+HALVES = [
+    "visual.patch_embed.proj.input",
+    "visual.patch_embed.proj.output",
+    "visual.blocks.1.attn.qkv.input",
+    "visual.blocks.1.attn.qkv.output",
+    "visual.blocks.1.attn.qkv.rotated",
+    "visual.blocks.1.attn.qkv.scores",
+    "visual.blocks.1.attn.proj.input",
+    "visual.blocks.1.attn.proj.output",
+    "visual.merger.mlp.0.input",
+    "visual.merger.mlp.0.output",
+    "visual.merger.mlp.2.input",
+    "visual.merger.mlp.2.output",
+    "model.layers.2.self_attn.q_proj.input",
+    "model.layers.2.self_attn.q_proj.output",
+    "model.layers.2.self_attn.k_proj.output",
+    "model.layers.2.self_attn.v_proj.output",
+    "model.layers.2.self_attn.q_proj.rotated",
+    "model.layers.2.self_attn.q_proj.scores",
+    "model.layers.2.self_attn.o_proj.input",
+    "model.layers.2.self_attn.o_proj.output",
+    "model.layers.2.mlp.gate_proj.input",
+    "model.layers.2.mlp.gate_proj.output",
+    "model.layers.2.mlp.up_proj.output",
+    "model.layers.2.mlp.down_proj.input",
+    "model.layers.2.mlp.down_proj.output",
+    "text_head.input",
+    "text_head.output",
+]
+
+
+@pytest.mark.parametrize("value", HALVES)
+def test_a_value_beyond_float16_is_refused_by_name(model, tmp_path, value):
+    said = refused(model, tmp_path, {value: 7e4})
+    assert said.startswith(f"{value} (")
+    assert "expected values up to 65504, the largest float16, got 70000" in said
+    assert refused(model, tmp_path, {value: 7e4}, floats="float32") is None
+
+
+@pytest.mark.parametrize("value", HALVES)
+def test_a_value_above_a_quarter_is_warned_of(model, tmp_path, caplog, value):
+    assert refused(model, tmp_path, {value: 16_300}) is None
+    assert not caplog.records
+    assert refused(model, tmp_path, {value: 17_000}) is None
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{value} (")
+    assert "26 % of float16's largest number" in record.getMessage()
+
+
+WIDE_AROUND_CODES = {
+    "a norm's result",
+    "patches",
+    "added to the residual stream",
+    "logits",
+}
+"""What products of codes read in float32, and what they return to who reads it in float32."""
+
+
+@pytest.mark.parametrize("value", HALVES)
+def test_products_of_codes_have_fewer_values_in_float16(model, tmp_path, value):
+    said = refused(model, tmp_path, {value: 7e4}, "int8")
+    assert (said is None) == (kind_of(value).what in WIDE_AROUND_CODES)
+
+
+@pytest.mark.parametrize("value", HALVES)
+def test_the_way_out_that_is_named_leads_out(model, tmp_path, value):
+    said = refused(model, tmp_path, {value: 7e4})
+    if "choose --target cpu or x86" in said:
+        return
+    precision = said.rpartition("as in ")[2].removesuffix(".")
+    assert precision.startswith("fp16,")
+    assert refused(model, tmp_path, {value: 7e4}, precision) is None
+
+
+def test_an_mlp_in_float32_computes_in_float32(graphs, embeddings, model, tmp_path):
+    text = "fp16,model.layers.1.mlp=fp32,visual.merger.mlp=fp32"
+    made = graphs(text, "float16")
+    close(made.text().extend(embeddings), graphs("fp16", "float32").text().extend(embeddings), HALF)
+    graph = onnx.load(made.folder / "language.onnx", load_external_data=False).graph
+    types = {of.name: of.data_type for of in graph.initializer}
+    for module in ("gate_proj", "up_proj", "down_proj"):
+        assert types[f"model.layers.1.mlp.{module}.weight"] == onnx.TensorProto.FLOAT
+        assert types[f"model.layers.0.mlp.{module}.weight"] == onnx.TensorProto.FLOAT16
+    for name in ("language", f"vision_{GRID[0]}x{GRID[1]}"):
+        onnx.checker.check_model(made.folder / f"{name}.onnx", full_check=True)
 
 
 def test_static_scales_need_the_ranges_of_a_calibration():
