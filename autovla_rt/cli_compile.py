@@ -9,7 +9,8 @@ import typer
 
 from autovla_rt.errors import DependencyError
 
-GIB = 1 << 30
+ASSUMED_MEMORY = 8 << 30
+"""Bytes of a GPU that is not there."""
 
 
 def compile_(
@@ -26,13 +27,14 @@ def compile_(
 ) -> None:
     """Compile a bundle's graphs with TensorRT, on the device that it was built for."""
     from autovla_rt.bundle import load_bundle
-    from autovla_rt.compile_engine import compile_engine, load_compiler
+    from autovla_rt.compile_engine import compile_engine
     from autovla_rt.cuda_driver import NoDriver, probe
+    from autovla_rt.runtime.backends.tensorrt import load_tensorrt
 
     bundle = load_bundle(engine)
     if without_gpu:
         sm, device = bundle.manifest.sm or 0, "none: compiled without a GPU"
-        compiler, memory = load_compiler("tensorrt_rtx"), 8 * GIB
+        compiler, memory = load_tensorrt("tensorrt_rtx"), ASSUMED_MEMORY
     else:
         driver = probe()
         if isinstance(driver, NoDriver):
@@ -42,7 +44,7 @@ def compile_(
             )
         gpu = driver.devices[0]
         sm, device, memory = gpu.sm, gpu.name, gpu.memory
-        compiler = load_compiler("tensorrt")
+        compiler = load_tensorrt()
 
     def told(line: str) -> None:
         typer.echo(line, err=True)

@@ -9,17 +9,11 @@ from typing import Any
 
 from autovla_rt.bundle import Bundle, FileRecord, sha256_of
 from autovla_rt.bundle_writer import folder_writer, storage_error
-from autovla_rt.errors import DependencyError, TargetError
+from autovla_rt.errors import TargetError
 from autovla_rt.export.emit.tensorrt import EnginePlan, Sizes, build_engine_plan
 from autovla_rt.output_file import write_file
 from autovla_rt.plans import RECORD, CompiledPlans, graphs_of, plan_name, plans_folder
 from autovla_rt.runtime.backends.device_engine import PASS_SIZES
-
-INSTALL = {
-    "tensorrt": "pip install tensorrt (a Jetson's is in JetPack: sudo apt install nvidia-jetpack)",
-    "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
-}
-"""Module that compiles -> how it is had."""
 
 WORKSPACE_SHARE = 8
 """One of so many parts of the GPU's memory may be taken by a tactic while it computes."""
@@ -30,20 +24,6 @@ USUAL_PASS = 12
 """Rows of the pass that is the most frequent: a scaffold with ten actions."""
 
 Sizing = Mapping[str, Sizes]
-
-
-def load_compiler(library: str) -> Any:
-    """Import a compiler.
-
-    Raises:
-        DependencyError: it is not installed, or does not load.
-    """
-    try:
-        return __import__(library)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise DependencyError(
-            f"compiling needs {library}: {error}\nInstall it: {INSTALL[library]}"
-        ) from error
 
 
 def pass_profiles(bundle: Bundle) -> list[Sizing]:

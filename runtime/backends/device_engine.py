@@ -16,7 +16,7 @@ from autovla_rt.bundle import Bundle
 from autovla_rt.prefix import prefix_length
 from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.backends.cached_language import CachedLanguage
-from autovla_rt.runtime.backends.executor import Buffer, Device, fits
+from autovla_rt.runtime.backends.executor import Device, fits
 
 PASS_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64)
 """Rows of passes: shorter ones are padded to the next by repeating the last row.
@@ -89,7 +89,8 @@ class DeviceLanguage(CachedLanguage):
             "nonpad_kv_seqlen": device.allocate((1,), "int64"),
         }
         self._states = device.allocate((self._capacity, self._hidden_size), "float32")
-        self._logits: tuple[int, Buffer] = (0, self._states)
+        self._logit_rows = PASS_SIZES[0]
+        self._logits = device.allocate((self._logit_rows, self._text_rows), "float32")
         self._device = device
         self._action_head = device.action_head(self._action_weight)
         self._bind_constants(bundle)
@@ -139,9 +140,10 @@ class DeviceLanguage(CachedLanguage):
 
     def _text_logits(self, hidden: Float) -> Float:
         count = len(hidden)
-        if count > self._logits[0]:
-            self._logits = count, self._device.allocate((count, self._text_rows), "float32")
-        given, found = self._inputs["embeddings"], self._logits[1]
+        if count > self._logit_rows:  # 0.6 MB a row: as many as were asked for at once so far
+            self._logit_rows = count
+            self._logits = self._device.allocate((count, self._text_rows), "float32")
+        given, found = self._inputs["embeddings"], self._logits
         given.write(hidden)
         self._head.bind("hidden", given, hidden.shape)
         self._head.bind("logits", found, (count, self._text_rows))

@@ -23,23 +23,28 @@ if TYPE_CHECKING:
     import tensorrt_rtx
 
 LIBRARY = "tensorrt"
-INSTALL = "pip install tensorrt (on a Jetson it is in JetPack: sudo apt install nvidia-jetpack)"
+
+INSTALL = {
+    LIBRARY: "pip install tensorrt (a Jetson's is in JetPack: sudo apt install nvidia-jetpack)",
+    "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
+}
+"""Module that compiles -> how it is had."""
 
 WORKING_BYTES = 1 << 30
 """Of the GPU's memory, beside plans and keys and values: its context, libraries, scratch."""
 
 
-def load_tensorrt() -> Module:
-    """Import TensorRT.
+def load_tensorrt(library: str = LIBRARY) -> Module:
+    """Import TensorRT, or TensorRT for RTX.
 
     Raises:
         DependencyError: it is not installed, or does not load.
     """
     try:
-        return importlib.import_module(LIBRARY)
+        return importlib.import_module(library)
     except (ImportError, OSError, RuntimeError) as error:
         raise DependencyError(
-            f"engines for NVIDIA's GPUs need {LIBRARY}: {error}\nInstall it: {INSTALL}"
+            f"engines for NVIDIA's GPUs need {library}: {error}\nInstall it: {INSTALL[library]}"
         ) from error
 
 
