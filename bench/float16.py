@@ -76,6 +76,7 @@ def write(folder: Path, blocks: int, layers: int) -> None:
     """Write the graphs, and what they are given."""
     from random_checkpoint import GEOMETRY_3B
 
+    from autovla_rt.config import SPARE_POSITIONS
     from autovla_rt.export.graph.dialect import Formats
     from autovla_rt.export.graph.language import language_model, text_head
     from autovla_rt.export.graph.standard import StandardOps
@@ -101,7 +102,7 @@ def write(folder: Path, blocks: int, layers: int) -> None:
             path = folder / floats / f"{part}.onnx"
             path.parent.mkdir(parents=True, exist_ok=True)
             ops.save(path, part)
-    cos, sin = rotary_tables(geometry, mrope_positions(geometry, [], CAPACITY + 1))
+    cos, sin = rotary_tables(geometry, mrope_positions(geometry, [], CAPACITY + SPARE_POSITIONS))
     rng = np.random.default_rng(0)
     patches = rng.standard_normal((2, GRID[0] * GRID[1], vision.patch_width), np.float32)
     embeddings = rng.standard_normal((ROWS + NEW, language.hidden_size), np.float32)

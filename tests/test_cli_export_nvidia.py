@@ -8,6 +8,7 @@ import onnx
 import pytest
 from demo_engine import REPO
 
+from autovla_rt.config import SPARE_POSITIONS
 from autovla_rt.export.targets import TARGETS
 
 SIZE = ("--frame-size", "392x224")
@@ -40,7 +41,7 @@ def test_graphs_heads_embeddings_and_tables_are_written(demo, invoke, tmp_path):
     graph = onnx.load(out / "language.onnx", load_external_data=False).graph
     shapes = {of.name: [d.dim_value for d in of.type.tensor_type.shape.dim] for of in graph.input}
     assert shapes["past_key_values.0.key"] == [1, 2, 1024, 64]
-    assert shapes["cos_cache"] == [1025, 32]
+    assert shapes["cos_cache"] == [1024 + SPARE_POSITIONS, 32]
 
 
 @pytest.mark.parametrize(

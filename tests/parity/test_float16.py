@@ -20,7 +20,7 @@ from standard_graphs import StandardLanguage, open_unrewritten
 from torch_graph import FUSED, ROUNDED, TorchGraph
 
 from autovla_rt.calibration_scenes import SampleReader
-from autovla_rt.config import CAMERAS
+from autovla_rt.config import CAMERAS, SPARE_POSITIONS
 from autovla_rt.demo.world_engine import model_files
 from autovla_rt.export.build import camera_layout, engine_prompt
 from autovla_rt.export.calibrate import language_weights, vision_weights
@@ -103,7 +103,7 @@ class Scene:
         self.embeddings = np.concatenate([weights.rows(name, i, i + 1) for i in ids.tolist()])
         self.starts = {video.camera: video.start for video in prompt.videos}
         spans = [VideoSpan(self.starts[camera.name], camera.grid) for camera in cameras]
-        positions = mrope_positions(model.geometry, spans, CAPACITY + 1)
+        positions = mrope_positions(model.geometry, spans, CAPACITY + SPARE_POSITIONS)
         self.tables = rotary_tables(model.geometry, positions)
 
     def plan(self):
