@@ -15,6 +15,7 @@ import pytest
 from random_calibration import CAMERAS, calibrate
 from standard_graphs import StandardLanguage, observe_layers, open_unrewritten
 
+from autovla_rt.config import SPARE_POSITIONS
 from autovla_rt.errors import CheckpointError, TargetError
 from autovla_rt.export.calibrate import language_weights, vision_weights
 from autovla_rt.export.emit.graphs import emit_language, emit_vision
@@ -119,7 +120,7 @@ def patches(model):
 
 
 def tables(geometry):
-    return rotary_tables(geometry, mrope_positions(geometry, [], CAPACITY + 1))
+    return rotary_tables(geometry, mrope_positions(geometry, [], CAPACITY + SPARE_POSITIONS))
 
 
 def states_of(weights, geometry, embeddings, rounding=UNROUNDED):
