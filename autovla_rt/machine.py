@@ -11,12 +11,15 @@ from pathlib import Path
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 CGROUP, STATUS = Path("/sys/fs/cgroup"), Path("/proc/self/status")
 
+AMX = "AMX int8"
+"""Products of int8 in tiles, a state of the CPU that libraries share."""
+
 FEATURES = {
     "AVX2": ("avx2",),
     "AVX-512": ("avx512f",),
     "VNNI": ("avx512_vnni", "avx_vnni"),
     "BF16": ("avx512_bf16", "amx_bf16", "bf16"),
-    "AMX int8": ("amx_int8",),
+    AMX: ("amx_int8",),
     "dot product": ("asimddp",),
     "I8MM": ("i8mm",),
 }

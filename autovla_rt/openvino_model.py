@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from autovla_rt.config import LanguageGeometry, Precision
 from autovla_rt.errors import BundleError, DependencyError
-from autovla_rt.machine import usable_cores
+from autovla_rt.machine import AMX, this_machine, usable_cores
 from autovla_rt.openvino_library import ov
 
 RELEASE = "2026.4"
@@ -113,6 +114,9 @@ class OpenVinoModel:
         self._compiled: Any = None
         self._request: Any = None
         self._kept: list[NDArray[Any]] = []
+        self._apart = ThreadPoolExecutor(1) if AMX in this_machine().features else None
+        """A thread of its own: OpenVINO leaves AMX's tiles in another state than ONNX Runtime relies
+        on in a thread, whose int8 products then end the process by an illegal instruction."""
         self._ordered = False
         """Whether OpenVINO has copied the weights into its own order, which the first run does."""
         require_release()
@@ -204,12 +208,18 @@ class OpenVinoModel:
         for name, array in given.items():
             self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         if self._ordered:
-            self._request.infer()
+            self._infer()
         else:
             with self._pages_let_go():
-                self._request.infer()
+                self._infer()
             self._ordered = True
         return [self._request.get_tensor(name).data.copy() for name in outputs]
+
+    def _infer(self) -> None:
+        if self._apart is None:
+            self._request.infer()
+        else:
+            self._apart.submit(self._request.infer).result()
 
     @contextmanager
     def _pages_let_go(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from autovla_rt.bundle import Bundle
 from autovla_rt.config import SPARE_POSITIONS
-from autovla_rt.machine import this_machine
+from autovla_rt.machine import AMX, this_machine
 from autovla_rt.openvino_model import (
     BLOCK,
     CACHES,
@@ -61,7 +61,7 @@ class OpenVinoLanguage(CachedLanguage):
     ) -> None:
         prefix = prefix_of(bundle, use_prefix)
         super().__init__(bundle, prefix)
-        self._least_rows = ROWS_AMX if "AMX int8" in this_machine().features else ROWS
+        self._least_rows = ROWS_AMX if AMX in this_machine().features else ROWS
         geometry, precision = bundle.manifest.geometry.language, bundle.manifest.precision
         self._head = OpenVinoModel(bundle.path("text_head.xml"))
         self._head.compile(threads, precision, precision.language_formats)
