@@ -115,8 +115,8 @@ class OpenVinoModel:
         self._request: Any = None
         self._kept: list[NDArray[Any]] = []
         self._apart = ThreadPoolExecutor(1) if AMX in this_machine().features else None
-        """A thread of its own: OpenVINO leaves AMX's tiles in another state than ONNX Runtime relies
-        on in a thread, whose int8 products then end the process by an illegal instruction."""
+        """A thread of its own: OpenVINO leaves AMX's tiles in another state than ONNX Runtime has,
+        whose int8 products in the same thread then end the process by an illegal instruction."""
         self._ordered = False
         """Whether OpenVINO has copied the weights into its own order, which the first run does."""
         require_release()
