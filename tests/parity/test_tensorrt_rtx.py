@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +208,7 @@ class RandomTower:
         return self.shapes[name.removeprefix("visual.")]
 
     def rows(self, name, start, stop):
-        rng = np.random.default_rng(start)
+        rng = np.random.default_rng(zlib.crc32(f"{name} {start}".encode()))  # no two are alike
         size = (stop - start, *self.shape(name)[1:])
         return (0.02 * rng.standard_normal(size, np.float32)).astype(np.float32)
 
