@@ -33,6 +33,10 @@ RELEASE = "0.47"
 
 VERSION_CODE = "from importlib.metadata import version; print(version('nvidia-modelopt'))"
 
+ISOLATED = "-I"
+"""Python's option that keeps the worker's own folder, whose modules have names such as modelopt and
+statistics, and what PYTHONPATH says out of what it imports."""
+
 LAST_LINES = 6
 """Of what a failed process said."""
 
@@ -53,7 +57,7 @@ class ModelOpt:
         self._python, self._folder, self._block = python, folder, int4_block
         self._said = (folder / "stderr").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(
-            [python, WORKER],
+            [python, ISOLATED, WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -131,7 +135,9 @@ def modelopt_version(python: Path) -> str:
         DependencyError: there is none, or of another release.
     """
     try:
-        done = subprocess.run([python, "-c", VERSION_CODE], capture_output=True, text=True)
+        done = subprocess.run(
+            [python, ISOLATED, "-c", VERSION_CODE], capture_output=True, text=True
+        )
     except OSError as error:
         raise _missing(python, str(error.strerror)) from error
     version = done.stdout.strip()

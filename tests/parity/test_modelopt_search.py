@@ -40,12 +40,15 @@ def group_of(model, reader):
 @needs_modelopt
 @pytest.mark.parametrize("precision", ["int8_sq", "int4_awq"])
 def test_a_bundle_says_that_modelopt_searched_and_plans(
-    demo, invoke, tmp_path, calibration, precision
+    demo, invoke, tmp_path, calibration, precision, monkeypatch
 ):
     out = tmp_path / "engine"
     size = ("--frame-size", "392x224")
     chosen = ("--precision", f"fp32/{precision}", "--calibration", calibration, *size)
     options = (*demo.build_options, *chosen, "--modelopt", PYTHON, "--out", out)
+    # As from a user's shell: the tests' own is set up so that a script's folder is not imported.
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
     code, _, said = invoke("build", *options)
     assert code == 0, said
     assert load_bundle(out).manifest.calibration.modelopt == modelopt_version(PYTHON)
