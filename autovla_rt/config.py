@@ -65,6 +65,11 @@ class LanguageGeometry(Model):
     mrope_section: tuple[int, int, int]
     tie_word_embeddings: bool
 
+    @property
+    def kept_numbers(self) -> int:
+        """Numbers in the keys and values of one position, of all layers."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+
 
 class Geometry(Model):
     """Shapes of the whole model."""

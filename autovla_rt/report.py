@@ -20,10 +20,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from autovla_rt.bundle import Bundle
+from autovla_rt.bundle import Bundle, CalibrationUsed, Quality
 
 if TYPE_CHECKING:
-    from autovla_rt.bundle import Quality
     from autovla_rt.runtime.planner import Plan
 
 
@@ -84,9 +83,7 @@ def print_bundle(bundle: Bundle) -> None:
         "sha256": bundle.identity,
         "target": f"{manifest.target} ({manifest.backend})",
         "precision": str(precision),
-        "calibration": "none, rounded to nearest"
-        if used is None
-        else (f"{used.precision}, on {used.scenes} scenes (sha256 {used.scenes_sha256[:16]})"),
+        "calibration": _calibration(used),
         "gate": _verdict(manifest.quality),
         "built by": f"autovla-rt {manifest.autovla_rt_version}, format {manifest.format_version}",
         "with": ", ".join(f"{k} {v}" for k, v in manifest.library_versions.items()),
@@ -114,6 +111,13 @@ def print_bundle(bundle: Bundle) -> None:
         files.add_row(_plain(name), _size(record.size), record.sha256[:16])
     files.add_row("sum", _size(sum(record.size for record in manifest.files.values())))
     print_tables(table, files)
+
+
+def _calibration(used: CalibrationUsed | None) -> str:
+    if used is None:
+        return "none, rounded to nearest"
+    told = f"{used.precision}, on {used.scenes} scenes (sha256 {used.scenes_sha256[:16]})"
+    return told if used.modelopt is None else f"{told}, scales by ModelOpt {used.modelopt}"
 
 
 def _verdict(quality: Quality | None) -> str:

@@ -145,6 +145,9 @@ def build_engine(
     fingerprint = model.checkpoint.fingerprint()
     calibration = calibration_used(settings, fingerprint, cameras, prompt)
     with bundle_writer(folder) as building:
+        if target.sm is not None:
+            progress.stage("GPU kernels", None)
+            emit_kernels(model.geometry, target.sm, building)
         export_vision(model, settings, cameras, building, progress)
         export_language(model, settings, cameras, building, progress)
         if not settings.dialect.prefix_at_load:
@@ -157,9 +160,6 @@ def build_engine(
                 prefix_layers(target.backend),
                 progress.advance,
             )
-        if target.sm is not None:
-            progress.stage("GPU kernels", None)
-            emit_kernels(model.geometry, target.sm, building)
         progress.stage("bundle", None)
         # Not Tokenizer.save: on a full disk it raises Exception itself.
         (building / "tokenizer.json").write_text(model.tokenizer.to_str(pretty=True), "utf-8")

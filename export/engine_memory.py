@@ -97,7 +97,7 @@ def engine_memory(
     """
     language, has_language = geometry.language, LANGUAGE in parts
     weights = _weights(geometry, choice, int4_block)
-    position = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
+    position = language.kept_numbers
     rows = {VISION: patches, LANGUAGE: kv_capacity}
     widths = {
         VISION: geometry.vision.hidden_size + geometry.vision.intermediate_size,

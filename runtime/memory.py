@@ -27,8 +27,7 @@ def needed_memory(bundle: Bundle) -> int:
     sizes = {name: record.size for name, record in manifest.files.items()}
     weights = sum(size for name, size in sizes.items() if name.endswith(GRAPH_WEIGHTS))
     heads = sum(size for name, size in sizes.items() if name.endswith("head.safetensors"))
-    language = manifest.geometry.language
-    row = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
+    row = manifest.geometry.language.kept_numbers
     return (
         int(PEAK * weights)
         + heads

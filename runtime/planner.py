@@ -19,6 +19,7 @@ from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.machine import usable_cores
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
+from autovla_rt.runtime.backends.executor import Device
 from autovla_rt.runtime.camera_encoder import CameraEncoder, Seen
 from autovla_rt.runtime.decode import Decoded, decode, generate
 from autovla_rt.runtime.decoding_options import (
@@ -451,11 +452,9 @@ def open_engines(
             "device, or build an engine for this one."
         )
     if backend == "tensorrt":
-        from autovla_rt.runtime.backends.device_engine import DeviceLanguage, DeviceVision
         from autovla_rt.runtime.backends.tensorrt import TensorRtDevice
 
-        gpu = TensorRtDevice(bundle)
-        return DeviceVision(bundle, gpu), DeviceLanguage(bundle, gpu, use_prefix=use_prefix)
+        return _device_engines(bundle, TensorRtDevice(bundle), use_prefix=use_prefix)
     require_memory(bundle)
     if backend == "openvino":
         from autovla_rt.runtime.backends.openvino import OpenVinoLanguage, OpenVinoVision
@@ -467,14 +466,20 @@ def open_engines(
             language = OpenVinoLanguage(bundle, threads, use_prefix=use_prefix)
             return vision.result(), language
     if backend == "standard":
-        from autovla_rt.runtime.backends.device_engine import DeviceLanguage, DeviceVision
         from autovla_rt.runtime.backends.onnx_executor import OnnxDevice
 
-        device = OnnxDevice(threads)
-        return DeviceVision(bundle, device), DeviceLanguage(bundle, device, use_prefix=use_prefix)
+        return _device_engines(bundle, OnnxDevice(threads), use_prefix=use_prefix)
     from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
 
     return OrtVision(bundle, threads), OrtLanguage(bundle, threads, use_prefix=use_prefix)
+
+
+def _device_engines(
+    bundle: Bundle, device: Device, *, use_prefix: bool
+) -> tuple[VisionEngine, LanguageEngine]:
+    from autovla_rt.runtime.backends.device_engine import DeviceLanguage, DeviceVision
+
+    return DeviceVision(bundle, device), DeviceLanguage(bundle, device, use_prefix=use_prefix)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:

@@ -19,6 +19,7 @@ from autovla_rt.export.floats import fitting
 from autovla_rt.export.graph.dialect import Ranges
 from autovla_rt.export.quantize import (
     FP4_BLOCK,
+    FP4_MAX,
     FP8_MAX,
     INT8_MAX,
     SMALLEST_SCALE,
@@ -206,9 +207,7 @@ def fp4_weights_and_inputs(layer: Layer) -> Stored:
     One of the weights' scales (weight_scale_2) and one of the inputs', which readers compute.
     """
     count, width = layer.shape
-    name, input_name, ranges = f"{layer.scale}_2", f"{layer.name}.input_scale", layer.ranges
-    if ranges is None:
-        raise ValueError(f"{layer.name}: the scale of its input needs a calibration")
+    name = f"{layer.scale}_2"
 
     def pieces() -> Iterator[Piece]:
         chunks = matrix_chunks(layer.source, layer.fused)
@@ -218,15 +217,13 @@ def fp4_weights_and_inputs(layer: Layer) -> Stored:
             yield layer.weight, packed
             yield layer.scale, scales
         yield name, np.array(scale)
-        yield input_name, np.array(nvfp4_scale(float(ranges.largest_input(layer.name).max())))
 
     infos = {
         layer.weight: TensorInfo((count, width // 2), U8),
         layer.scale: TensorInfo((count, width // FP4_BLOCK), F8),
         name: TensorInfo((), F32),
-        input_name: TensorInfo((), F32),
     }
-    return Stored(infos, pieces)
+    return _with_input_scale(layer, Stored(infos, pieces), FP4_MAX * FP8_MAX)
 
 
 FORMATS: dict[str, Callable[[Layer], Stored]] = {

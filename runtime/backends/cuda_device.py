@@ -108,7 +108,10 @@ class CudaDevice:
     def keep(self, array: NDArray[Any]) -> CudaMemory:
         """Return memory of the GPU's own with an array in it."""
         address = int(self._get("cuMemAlloc", array.nbytes))
-        self._done("cuMemcpyHtoD", address, np.ascontiguousarray(array).ctypes.data, array.nbytes)
+        given = np.ascontiguousarray(array)
+        # On the stream, which does not wait for copies that are put elsewhere.
+        self.put("cuMemcpyHtoDAsync", address, given.ctypes.data, given.nbytes)
+        self.wait()
         return CudaMemory(address, array.dtype)
 
     def free_memory(self) -> int:
@@ -130,7 +133,7 @@ class CudaDevice:
         self.waits += 1
         self.is_busy = False
 
-    def capture(self, work: Callable[[], None]) -> Any:
+    def capture(self, work: Callable[[], object]) -> Any:
         """Return a CUDA graph of the work that a function puts on the stream; nothing is run."""
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._done("cuStreamBeginCapture", self.stream, mode)

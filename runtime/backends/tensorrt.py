@@ -70,9 +70,7 @@ def require_gpu_memory(bundle: Bundle, plans: CompiledPlans, free: int) -> None:
     Raises:
         MemoryShortageError: it needs more than `free` bytes.
     """
-    language = bundle.manifest.geometry.language
-    row = 2 * language.num_hidden_layers * language.num_key_value_heads * language.head_dim
-    kept = 2 * row * bundle.manifest.kv_capacity
+    kept = 2 * bundle.manifest.geometry.language.kept_numbers * bundle.manifest.kv_capacity
     needed = sum(of.size for of in plans.files.values()) + kept + WORKING_BYTES
     if needed > free:
         raise MemoryShortageError(

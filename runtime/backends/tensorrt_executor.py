@@ -97,7 +97,8 @@ class TensorRtExecutor:
             BundleError: the plan has no profile for the shapes.
             DeviceError: TensorRT refused.
         """
-        key = tuple((name, of.address, shape) for name, (of, shape) in sorted(self._bound.items()))
+        # A name that is bound anew keeps its place, so names need not be part of it.
+        key = tuple((of.address, shape) for of, shape in self._bound.values())
         if key not in self._contexts:
             self._contexts[key] = ShapedContext(self._context())
             if len(self._contexts) > KEPT_SHAPES:

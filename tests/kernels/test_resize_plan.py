@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from kernel_cases import VISION
 
-from autovla_rt.config import Preprocessing, VisionGeometry
+from autovla_rt.config import Preprocessing
 from autovla_rt.kernels.patchify import patchify
 from autovla_rt.kernels.resample import HALF, resample, to_levels
 from autovla_rt.kernels.resize_plan import (
@@ -57,18 +58,10 @@ def test_sums_of_digits_and_bias_are_those_of_the_reference(size, resized):
 
 
 def test_values_are_those_of_the_patches():
-    vision = VisionGeometry(
-        depth=1,
-        hidden_size=64,
-        num_heads=1,
-        intermediate_size=64,
-        out_hidden_size=64,
-        fullatt_block_indexes=(0,),
-    )
     preprocessing = Preprocessing(image_mean=(0.1, 0.5, 0.9), image_std=(0.3, 0.7, 2))
     frames = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
-    looked_up = np.moveaxis(level_values(preprocessing, vision)[np.arange(3), frames], 3, 1)
-    patches = patchify(frames, preprocessing, vision)[0, 0].reshape(3, 2, 14, 14)
+    looked_up = np.moveaxis(level_values(preprocessing, VISION)[np.arange(3), frames], 3, 1)
+    patches = patchify(frames, preprocessing, VISION)[0, 0].reshape(3, 2, 14, 14)
     np.testing.assert_array_equal(looked_up[:, :, :14, :14].swapaxes(0, 1), patches)
 
 

@@ -52,6 +52,9 @@ def test_a_bundle_says_that_modelopt_searched_and_plans(
     code, _, said = invoke("build", *options)
     assert code == 0, said
     assert load_bundle(out).manifest.calibration.modelopt == modelopt_version(PYTHON)
+    assert f"scales by ModelOpt {modelopt_version(PYTHON)}" in " ".join(
+        invoke("inspect", out)[1].replace("│", " ").split()
+    )
     plan = invoke.json("plan", "--frames", REPO / "calib_data/demo", "--engine", out, "--json")
     assert plan["status"] == "ok"
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from demo_engine import REPO, run
+from random_checkpoint import GEOMETRY_3B
 
-from autovla_rt.config import VisionGeometry
 from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.graph.standard import StandardOps
 from autovla_rt.export.graph.vision import vision_tower
 from autovla_rt.export.passes.static_windows import static_windows
+from autovla_rt.export.tensors.model_names import expected_shapes
 from autovla_rt.export.weight_file import WeightFile
 
 GRAPHS = ("vision_8x14.onnx", "language.onnx", "text_head.onnx")
@@ -176,36 +177,13 @@ def test_a_graph_that_is_none_is_refused_with_the_parsers_words(exported, tmp_pa
 
 
 class RandomTower:
-    """Weights of a vision tower of the real geometry, drawn when they are asked for."""
+    """Weights of the real geometry, drawn when they are asked for."""
 
-    def __init__(self, geometry):
-        hidden, inner = geometry.hidden_size, geometry.intermediate_size
-        merged = hidden * geometry.spatial_merge_size**2
-        linears = {
-            "attn.qkv": (3 * hidden, hidden),
-            "attn.proj": (hidden, hidden),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
-        }
-        self.shapes = {
-            "patch_embed.proj.weight": (hidden, geometry.patch_width),
-            "merger.ln_q.weight": (hidden,),
-            **self._linear("merger.mlp.0", (merged, merged)),
-            **self._linear("merger.mlp.2", (geometry.out_hidden_size, merged)),
-        }
-        for block in range(geometry.depth):
-            for name in ("norm1", "norm2"):
-                self.shapes[f"blocks.{block}.{name}.weight"] = (hidden,)
-            for name, shape in linears.items():
-                self.shapes.update(self._linear(f"blocks.{block}.{name}", shape))
-
-    @staticmethod
-    def _linear(name, shape):
-        return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    def __init__(self):
+        self._shapes = expected_shapes(GEOMETRY_3B)
 
     def shape(self, name):
-        return self.shapes[name.removeprefix("visual.")]
+        return self._shapes[name]
 
     def rows(self, name, start, stop):
         rng = np.random.default_rng(zlib.crc32(f"{name} {start}".encode()))  # no two are alike
@@ -215,17 +193,10 @@ class RandomTower:
 
 @pytest.mark.slow
 def test_the_vision_tower_of_the_real_geometry_is_compiled(tmp_path):
-    geometry = VisionGeometry(
-        depth=32,
-        hidden_size=1280,
-        num_heads=16,
-        intermediate_size=3420,
-        out_hidden_size=2048,
-        fullatt_block_indexes=(7, 15, 23, 31),
-    )
+    geometry = GEOMETRY_3B.vision
     with WeightFile(tmp_path / "vision.bin") as file:
         formats = Formats(lambda _module: "fp16", floats="float16")
-        ops = StandardOps(RandomTower(geometry), file, formats)
+        ops = StandardOps(RandomTower(), file, formats)
         vision_tower(ops, geometry, static_windows(geometry, 16, 30))
         ops.save(tmp_path / "vision.onnx", "vision")
     result = compiled(86, [tmp_path / "vision.onnx"])["vision.onnx"]

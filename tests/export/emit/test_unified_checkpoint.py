@@ -6,7 +6,7 @@ from functools import cache
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors import safe_open
+from checkpoint_tensors import read_tensors
 
 from autovla_rt.config import CAMERAS
 from autovla_rt.errors import CheckpointError
@@ -42,18 +42,9 @@ def chosen(precision, calibration):
 
 def exported(model, settings, folder):
     """Return the tensors of a new checkpoint."""
-    torch = pytest.importorskip("torch")
     folder.mkdir()
     export_checkpoint(model, settings, folder, NoProgress())
-    tensors = {}
-    with safe_open(folder / "model.safetensors", "pt") as file:  # numpy's has no float8
-        for name in file.keys():  # noqa: SIM118
-            tensor = file.get_tensor(name)
-            if tensor.dtype == torch.float8_e4m3fn:
-                tensors[name] = tensor.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
-            else:
-                tensors[name] = tensor.numpy()
-    return tensors
+    return read_tensors(folder / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
