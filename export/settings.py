@@ -174,7 +174,8 @@ def _check_formats(settings: Settings, dialect: Dialect) -> None:
             possible = [of for of in legal if number_format(of) in dialect.formats]
             raise TargetError(
                 f"precision {settings.precision}: {precision!r} is legal on {settings.target}, but "
-                f"cannot be exported by this version. Expected {', '.join(possible)} for {part}."
+                "cannot be exported by this version as ONNX; see autovla-rt export checkpoint. "
+                f"Expected {', '.join(possible)} for {part}."
             )
 
 
