@@ -30,7 +30,7 @@ from autovla_rt.config import (
 from autovla_rt.errors import BundleError, StorageError
 from autovla_rt.output_file import write_file
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "engine.json"
 HASH_CHUNK = 4 << 20
 
@@ -96,6 +96,8 @@ class Manifest(Model):
     sm: int | None = None
     """Compute capability of the target, without the dot; None without an NVIDIA GPU."""
     backend: str
+    dialect: str
+    """What its graphs are written in."""
     precision: Precision
     geometry: Geometry
     cameras: tuple[Camera, ...]

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autovla_rt.cli_build_options import (
+    AddActionTokens,
+    AddVisionId,
+    Base,
+    Block,
+    Calibration,
+    Capacity,
+    Checkpoint,
+    CodebookFile,
+    Config,
+    FrameSize,
+    ModelOptPython,
+    NewFolder,
+    Out,
+    PrecisionName,
+    RecipeFile,
+    TargetName,
+    TensorRtVersion,
+    read_frame_sizes,
+    read_version,
+)
 from autovla_rt.cli_options import require_library
-from autovla_rt.errors import GateError, InputError, TargetError
+from autovla_rt.errors import GateError, TargetError
 
 if TYPE_CHECKING:
     from autovla_rt.bundle import Quality
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.export.opened_model import OpenedModel
-
-DEFAULT_FRAME_SIZE = ("1920x1080",)
-SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
 
 class Part(enum.StrEnum):
@@ -34,6 +51,9 @@ class Part(enum.StrEnum):
     trtllm = "trtllm"
 
 
+GRAPHS = (Part.vision, Part.language, Part.all)
+"""What is exported as graphs of our own."""
+
 BOTH = ("vision", "language")
 ENGINES = dict.fromkeys(Part, BOTH) | {
     Part.vision: BOTH[:1],
@@ -41,74 +61,6 @@ ENGINES = dict.fromkeys(Part, BOTH) | {
     Part.trtllm: BOTH[1:],
 }
 """The engines that are made of a part."""
-
-Checkpoint = Annotated[
-    Path, typer.Option(help="Hugging Face folder or Lightning .ckpt.", show_default=False)
-]
-Config = Annotated[
-    Path, typer.Option(help="YAML config of the training repository.", show_default=False)
-]
-Base = Annotated[
-    Path | None,
-    typer.Option(help="Hugging Face folder with config.json and tokenizer; else from the config."),
-]
-CodebookFile = Annotated[
-    Path | None,
-    typer.Option(help="Action codebook, pickle or safetensors; else from the config."),
-]
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option(help="Training checkout or .toml recipe; else the checkout the config lies in."),
-]
-AddActionTokens = Annotated[
-    bool,
-    typer.Option(
-        "--add-action-tokens", help="Append the action tokens to a folder's tokenizer if absent."
-    ),
-]
-AddVisionId = Annotated[
-    bool,
-    typer.Option(
-        "--add-vision-id",
-        help='Write "Video N: " before each video, as transformers newer than AutoVLA\'s pin do.',
-    ),
-]
-TargetName = Annotated[str, typer.Option("--target", help="Device to build for.")]
-PrecisionName = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        help="fp32, fp16; int8, int8_wo, int4, fp8: rounded; int8_sq, int4_awq: calibrated. Or "
-        "VISION/LANGUAGE, and PART=PRECISION,... behind it; else the target's (see `targets`).",
-    ),
-]
-Block = Annotated[int, typer.Option(help="Inputs that share an int4 scale.")]
-FrameSize = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="WIDTHxHEIGHT of all frames, or CAMERA=WIDTHxHEIGHT of one camera's; repeatable; "
-        "else 1920x1080."
-    ),
-]
-Capacity = Annotated[int, typer.Option(min=1, help="Sequence positions of the KV cache.")]
-Out = Annotated[
-    Path, typer.Option(help="Folder to write; a bundle is replaced.", show_default=False)
-]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of `calibrate`: int8_sq, int4_awq; on NVIDIA GPUs int8, fp8, and for any "
-        "precision there, which is then held against float16's range."
-    ),
-]
-ModelOptPython = Annotated[
-    Path | None,
-    typer.Option(
-        "--modelopt",
-        help="Python of an environment with NVIDIA ModelOpt, which then searches the scales.",
-    ),
-]
-NewFolder = Annotated[Path, typer.Option(help="Folder to write, new or empty.", show_default=False)]
 
 
 def export(
@@ -128,6 +80,7 @@ def export(
     kv_capacity: Capacity = 2048,
     calibration: Calibration = None,
     modelopt: ModelOptPython = None,
+    tensorrt: TensorRtVersion = None,
     exporter: Annotated[
         Path | None,
         typer.Option(
@@ -145,6 +98,8 @@ def export(
     """
     if exporter is not None and part is not Part.edgellm:
         raise typer.BadParameter("--exporter goes with edgellm")
+    if tensorrt is not None and part not in GRAPHS:
+        raise typer.BadParameter("--tensorrt goes with vision, language and all")
     from autovla_rt.bundle_writer import folder_writer
     from autovla_rt.edgellm_export import check_edgellm, export_edgellm
     from autovla_rt.export.build import (
@@ -164,7 +119,7 @@ def export(
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
-    sizes = _frame_sizes(frame_size)
+    sizes = read_frame_sizes(frame_size)
     settings = Settings(
         out.resolve().name,
         target,
@@ -174,6 +129,7 @@ def export(
         sizes,
         calibration=calibration,
         modelopt=modelopt,
+        tensorrt=read_version(tensorrt),
     )
     unified = (Part.checkpoint, Part.edgellm)
     checks = dict.fromkeys(unified, check_unified) | {Part.trtllm: check_trtllm}
@@ -235,7 +191,7 @@ def calibrate(
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
     chosen = find_scenes(scenes, count, seed)
-    settings = Settings(out.resolve().name, frame_sizes=_frame_sizes(frame_size))
+    settings = Settings(out.resolve().name, frame_sizes=read_frame_sizes(frame_size))
     with _opened(files) as model, ExportProgress() as progress:
         cameras = camera_layout(model, settings)
         prompt = engine_prompt(model, cameras)
@@ -263,6 +219,7 @@ def build(
     kv_capacity: Capacity = 2048,
     calibration: Calibration = None,
     modelopt: ModelOptPython = None,
+    tensorrt: TensorRtVersion = None,
     scenes: Annotated[
         Path | None,
         typer.Option(help="Folder of scenes: judge the engine on them before it is written."),
@@ -309,14 +266,15 @@ def build(
         raise typer.BadParameter("--fit and --max-ade-increase choose the precision themselves")
     if scenes is not None and sensor_root is None:
         raise typer.BadParameter("--scenes needs --sensor-root: the folder its paths start from")
-    from autovla_rt.export.build import build_engine
+    from autovla_rt.export.build import build_engine, camera_layout
+    from autovla_rt.export.engine_memory import require_room
     from autovla_rt.export.open_model import ModelFiles
     from autovla_rt.export.settings import Settings, check_settings
     from autovla_rt.export.targets import find_target
     from autovla_rt.report import ExportProgress
 
     files = ModelFiles(checkpoint, config, base, codebook, recipe, add_action_tokens, add_vision_id)
-    sizes, notes = _frame_sizes(frame_size), tuple(note or ())
+    sizes, notes = read_frame_sizes(frame_size), tuple(note or ())
     if is_fitted:
         precision = "fp32" if calibration is None else "int8_sq"  # of what is checked first
     settings = Settings(
@@ -329,6 +287,7 @@ def build(
         notes,
         calibration,
         modelopt,
+        read_version(tensorrt),
     )
     if check_settings(settings).sm is not None and scenes is not None:
         raise TargetError(
@@ -338,6 +297,9 @@ def build(
         )
     quality = None
     with _opened(files) as model, ExportProgress() as progress:
+        if find_target(target).sm is not None:
+            cameras = camera_layout(model, settings)
+            _log(require_room(model.geometry, settings, settings.choice, cameras, BOTH))
         if scenes is None or sensor_root is None:
             build_engine(model, settings, out, progress)
         else:
@@ -387,28 +349,6 @@ def _opened(files: ModelFiles) -> Iterator[OpenedModel]:
             end_token_id=model.end_token_ids[0],
         )
         yield model
-
-
-def _frame_sizes(given: list[str] | None) -> dict[str, tuple[int, int]]:
-    """Read --frame-size: one size for all cameras, or CAMERA=WIDTHxHEIGHT."""
-    from autovla_rt.config import CAMERAS
-
-    sizes: dict[str, tuple[int, int]] = {}
-    for text in given or DEFAULT_FRAME_SIZE:
-        match = SIZE.fullmatch(text)
-        if match is None or match[1] not in (None, *CAMERAS):
-            raise InputError(
-                f"--frame-size {text[:40]}: expected WIDTHxHEIGHT in pixels such as 1920x1080, or "
-                f"one of {', '.join(CAMERAS)} before it, as in front=1920x1080."
-            )
-        for name in [match[1]] if match[1] else CAMERAS:
-            sizes[name] = int(match[2]), int(match[3])
-    if missing := [name for name in CAMERAS if name not in sizes]:
-        raise InputError(
-            f"--frame-size: expected a size for every camera, got none for {', '.join(missing)}.\n"
-            f"Add --frame-size {missing[0]}=WIDTHxHEIGHT, or one size without a camera for all."
-        )
-    return sizes
 
 
 def _log(message: str) -> None:

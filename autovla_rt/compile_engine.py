@@ -9,11 +9,13 @@ from typing import Any
 
 from autovla_rt.bundle import Bundle, FileRecord, sha256_of
 from autovla_rt.bundle_writer import folder_writer, storage_error
+from autovla_rt.config import TENSORRT_SINCE
 from autovla_rt.errors import TargetError
 from autovla_rt.export.emit.tensorrt import EnginePlan, Sizes, build_engine_plan
 from autovla_rt.output_file import write_file
 from autovla_rt.plans import RECORD, CompiledPlans, graphs_of, plan_name, plans_folder
 from autovla_rt.runtime.backends.device_engine import PASS_SIZES
+from autovla_rt.runtime.backends.tensorrt import LIBRARY
 
 WORKSPACE_SHARE = 8
 """One of so many parts of the GPU's memory may be taken by a tactic while it computes."""
@@ -66,7 +68,8 @@ def compile_engine(
         again: Replace plans that are there.
 
     Raises:
-        TargetError: the bundle is for another GPU or backend, or the compiler refuses a graph.
+        TargetError: the bundle is for another GPU, backend or a newer TensorRT, or the compiler
+            refuses a graph.
         StorageError: the file system refused.
     """
     manifest = bundle.manifest
@@ -76,6 +79,7 @@ def compile_engine(
             f"SM {_capability(manifest.sm)}), expected a bundle of a GPU with SM {sm / 10:.1f} "
             f"({device}).\nBuild one with the --target of this GPU: autovla-rt targets."
         )
+    _require_version(bundle, compiler)
     folder = plans_folder(bundle, compiler.__name__, compiler.__version__, sm)
     if again:
         _remove(folder)
@@ -114,6 +118,16 @@ def compile_engine(
         (building / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
     write_file(cache_path, cache)
     return folder
+
+
+def _require_version(bundle: Bundle, compiler: Any) -> None:
+    """Refuse a TensorRT that lacks layers of the graphs; TensorRT for RTX has all of them."""
+    found, needed = compiler.__version__, TENSORRT_SINCE[bundle.manifest.dialect]
+    if compiler.__name__ == LIBRARY and tuple(map(int, found.split(".")[:2])) < needed:
+        raise TargetError(
+            f"{bundle.folder}: its graphs need TensorRT {needed[0]}.{needed[1]} or newer, got "
+            f"{found}.\nBuild the bundle again with --tensorrt {found}."
+        )
 
 
 def _write(building: Path, graph: str, made: EnginePlan) -> FileRecord:

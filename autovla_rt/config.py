@@ -184,6 +184,16 @@ class CompiledPrompt(Model):
 LATENCY_FOLDER = "latency"
 """In a bundle's folder, outside its manifest: what was measured with it, by machine."""
 
+TENSORRT_SINCE = {"plain": (10, 3), "standard": (10, 15)}
+"""Dialect of a GPU's graphs -> the oldest TensorRT, (major, minor), that they are for.
+
+10.3 is that of JetPack 6; RotaryEmbedding and the cache's layer came with 10.15.
+"""
+
+KV_COPIES = {"plain": 2, "standard": 1}
+"""The same -> how often keys and values are kept: a plain pass reads one copy and writes the other.
+"""
+
 PLANS_FOLDER = "plans"
 """Likewise: its graphs, compiled for GPUs."""
 

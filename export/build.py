@@ -171,6 +171,7 @@ def build_engine(
             target=settings.target,
             sm=target.sm,
             backend=target.backend,
+            dialect=settings.dialect_name,
             precision=settings.parts,
             geometry=model.geometry,
             cameras=cameras,

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from math import prod
 
-from autovla_rt.config import Camera, Geometry, is_vision
+from autovla_rt.config import KV_COPIES, Camera, Geometry, is_vision
 from autovla_rt.errors import TargetError
 from autovla_rt.export.formats import Choice, number_format
 from autovla_rt.export.quantize import FP4_BLOCK
@@ -75,6 +75,7 @@ def engine_memory(
     parts: Collection[str],
     patches: int,
     kv_capacity: int,
+    kv_copies: int,
     int4_block: int,
 ) -> EngineMemory:
     """Estimate what an engine takes on an NVIDIA device.
@@ -82,7 +83,8 @@ def engine_memory(
     - weights: each matrix's elements at its precision, int4 with 2 bytes a block; norms and biases
       in float32; the text head is a matrix of its own where it shares the embedding's weights;
     - embeddings: vocabulary x hidden in float16;
-    - keys and values: 2 x layers x KV heads x head_dim x positions, 2 bytes, or 1 in int8 and fp8;
+    - keys and values: 2 x layers x KV heads x head_dim x positions, 2 bytes, or 1 in int8 and fp8,
+      once or, in graphs for an old TensorRT, twice;
     - activations: rows x 2 x (hidden + intermediate) x 4 bytes: the residual stream and its norm,
       gate and up, in float32; rows are all patches of a request, and `kv_capacity` for a prefill;
     - `WORKSPACE`.
@@ -93,6 +95,7 @@ def engine_memory(
         parts: `VISION`, `LANGUAGE` or both: the engines that are counted.
         patches: Patches of all frames of a request.
         kv_capacity: Sequence positions of the KV cache.
+        kv_copies: How often it is kept.
         int4_block: Inputs that share an int4 scale.
     """
     language, has_language = geometry.language, LANGUAGE in parts
@@ -108,7 +111,7 @@ def engine_memory(
         vision=weights[VISION] if VISION in parts else 0,
         language=weights[LANGUAGE] if has_language else 0,
         embeddings=embeddings if has_language else 0,
-        kv=position * kv_capacity * KV_BYTES[choice.kv] if has_language else 0,
+        kv=kv_copies * position * kv_capacity * KV_BYTES[choice.kv] if has_language else 0,
         activations=sum(rows[part] * 2 * widths[part] * FLOAT_BYTES for part in parts),
     )
 
@@ -138,6 +141,7 @@ def require_room(
         parts=parts,
         patches=sum(prod(camera.grid) for camera in cameras),
         kv_capacity=settings.kv_capacity,
+        kv_copies=KV_COPIES[settings.dialect_name],
         int4_block=settings.int4_block,
     )
     check_fits(settings.target, settings.precision, memory)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autovla_rt.config import CAMERAS, Precision, is_vision
+from autovla_rt.config import CAMERAS, TENSORRT_SINCE, Precision, is_vision
 from autovla_rt.errors import CapacityError, TargetError
 from autovla_rt.export.calibration.modelopt import modelopt_version
 from autovla_rt.export.formats import (
@@ -18,7 +18,7 @@ from autovla_rt.export.formats import (
     number_format,
     read_choice,
 )
-from autovla_rt.export.graph.dialect import Dialect, dialect_of
+from autovla_rt.export.graph.dialect import Dialect, Version, dialect_name, dialect_of
 from autovla_rt.export.targets import TARGETS, Target, check_target, find_target
 
 FULL_HD = (1920, 1080)
@@ -38,7 +38,8 @@ class Settings:
     `frame_sizes` maps each camera to the (width, height) in pixels of the frames it delivers;
     `calibration` is the folder of a calibration, which some precisions need and float16 values are
     held against;
-    `modelopt` is the Python of ModelOpt's environment, where that is to search the scales.
+    `modelopt` is the Python of ModelOpt's environment, where that is to search the scales;
+    `tensorrt` is the device's version, for graphs that an older one takes; None is the newest.
     """
 
     name: str
@@ -52,11 +53,17 @@ class Settings:
     notes: tuple[str, ...] = ()
     calibration: Path | None = None
     modelopt: Path | None = None
+    tensorrt: Version | None = None
+
+    @property
+    def dialect_name(self) -> str:
+        """What the target's graphs are written in."""
+        return dialect_name(TARGETS[self.target].backend, self.tensorrt)
 
     @property
     def dialect(self) -> Dialect:
-        """Of the target's backend."""
-        return dialect_of(TARGETS[self.target].backend)
+        """The same."""
+        return dialect_of(self.dialect_name)
 
     @property
     def floats(self) -> str:
@@ -108,7 +115,8 @@ def check_settings(settings: Settings) -> Target:
         DependencyError: the backend's library is missing.
     """
     target = _check_precisions(settings)
-    dialect = dialect_of(target.backend)  # raises where its library is missing
+    _check_tensorrt(settings, target)
+    dialect = settings.dialect  # raises where its library is missing
     _check_formats(settings, dialect)
     kept = [of for of in target.kv if of in dialect.kv]
     _check_kv(settings, kept)
@@ -151,6 +159,22 @@ def check_modelopt(settings: Settings, choice: Choice) -> None:
             f"in it, got {settings.modelopt}.\nLeave it out, or choose {', '.join(NUMBER_FORMATS)}."
         )
     modelopt_version(settings.modelopt)
+
+
+def _check_tensorrt(settings: Settings, target: Target) -> None:
+    if settings.tensorrt is None:
+        return
+    given = ".".join(map(str, settings.tensorrt))
+    if dialect_name(target.backend) != "standard":
+        raise TargetError(
+            f"--tensorrt {given}: expected a target of TensorRT's, or cpu-standard, got "
+            f"{settings.target}. Leave it out."
+        )
+    if settings.tensorrt < (oldest := min(TENSORRT_SINCE.values())):
+        raise TargetError(
+            f"--tensorrt {given}: expected {'.'.join(map(str, oldest))} (JetPack 6) or newer.\n"
+            "Install a newer JetPack or TensorRT on the device."
+        )
 
 
 def _check_precisions(settings: Settings) -> Target:

@@ -63,6 +63,7 @@ def manifest(name: str = "test") -> BundleManifest:
         name=name,
         target="cpu",
         backend="ort",
+        dialect="ort",
         precision=Precision(vision="int8", language="int8"),
         geometry=Geometry(vision=vision, language=language),
         cameras=(Camera(name="front", grid=(2, 4, 4)),),

@@ -128,15 +128,26 @@ def test_a_target_has_a_default_precision(demo, invoke, tmp_path):
     assert "precision fp16/int4_awq: expected --calibration" in said
 
 
-@pytest.mark.parametrize("part", ["vision", "language", "all", "checkpoint"])
+@pytest.mark.parametrize(
+    "command",
+    ["export vision", "export language", "export all", "export checkpoint", "build"],
+)
 def test_an_engine_without_room_on_the_target_is_refused_before_work(
-    demo, invoke, tmp_path, monkeypatch, part
+    demo, invoke, tmp_path, monkeypatch, command
 ):
     monkeypatch.setitem(TARGETS, "orin-nano-8", replace(TARGETS["orin-nano-8"], memory_gib=2))
     options = [*demo.build_options, *SIZE, "--target", "orin-nano-8", "--precision", "fp16"]
-    said = invoke.refused(8, "export", part, *options, "--out", tmp_path / "o")
+    said = invoke.refused(8, *command.split(), *options, "--out", tmp_path / "o")
     assert "precision fp16 on orin-nano-8: expected an engine of at most 1.0 GiB" in said
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("part", ["checkpoint", "edgellm", "trtllm"])
+def test_a_version_of_tensorrt_goes_with_graphs(demo, invoke, tmp_path, part):
+    options = [*demo.build_options, "--target", "agx-orin-64", "--tensorrt", "10.3"]
+    assert "goes with vision, language and all" in invoke.refused(
+        2, "export", part, *options, "--out", tmp_path / "o"
+    )
 
 
 def test_what_an_engine_takes_is_told(demo, invoke, tmp_path):

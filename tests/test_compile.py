@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import ModuleType
 
 import pytest
 from demo_engine import REPO, contents, run
 
 from autovla_rt.bundle import load_bundle
+from autovla_rt.compile_engine import compile_engine
 from autovla_rt.errors import BundleError, MemoryShortageError, TargetError
 from autovla_rt.plans import RECORD, read_plans
 from autovla_rt.runtime.backends.tensorrt import require_gpu_memory, require_sm
@@ -16,8 +18,8 @@ SIZE = ("--frame-size", "392x224")
 PLAN = ("plan", "--frames", REPO / "calib_data/demo", "--engine")
 
 
-def built(demo, folder, target, precision="fp16"):
-    chosen = ("--target", target, "--precision", precision, *SIZE, "--out", folder)
+def built(demo, folder, target, precision="fp16", *options):
+    chosen = ("--target", target, "--precision", precision, *SIZE, *options, "--out", folder)
     done = run("build", *demo.build_options, *chosen, cache=folder.parent)
     assert done.returncode == 0, done.stderr
     return folder
@@ -128,6 +130,43 @@ def test_a_gpu_that_the_compiler_does_not_know_is_refused(demo, invoke, tmp_path
     said = invoke.refused(8, "compile", "--engine", folder, "--without-gpu")
     assert "SM 8.7: expected one of" in said
     assert not list(folder.glob("plans/*/*"))
+
+
+def test_a_bundle_for_an_old_tensorrt_is_compiled_and_says_what_it_is_for(demo, tmp_path):
+    folder = built(demo, tmp_path / "engine", "rtx-sm86", "fp16", "--tensorrt", "10.3.0")
+    done = run("compile", "--engine", folder, "--without-gpu", cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_bundle(folder).manifest.dialect == "plain"
+    plans, _ = read(folder)
+    layers = (plans / "language.layers.txt").read_text()
+    assert "KV_CACHE" not in layers.upper()
+
+
+def test_a_tensorrt_that_lacks_layers_of_the_graphs_is_refused_naming_both(original):
+    old = ModuleType("tensorrt")  # asked for its name and version alone
+    old.__version__ = "10.3.0"
+    with pytest.raises(TargetError) as raised:
+        compile_engine(load_bundle(original), old, sm=86, device="A10", memory=1, told=print)
+    assert "need TensorRT 10.15 or newer, got 10.3.0" in str(raised.value)
+    assert "--tensorrt 10.3.0" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "code", "told"),
+    [
+        ("cpu", "10.3", 8, "--tensorrt 10.3: expected a target of TensorRT's"),
+        ("agx-orin-64", "8.6", 8, "--tensorrt 8.6: expected 10.3 (JetPack 6) or newer"),
+        ("agx-orin-64", "new", 3, "--tensorrt new: expected a version such as 10.3"),
+    ],
+)
+def test_a_version_that_cannot_be_built_for_is_refused(
+    demo, invoke, tmp_path, target, version, code, told
+):
+    words = ("--target", target, "--precision", "int8_wo", "--tensorrt", version)
+    out = tmp_path / "engine"
+    said = invoke.refused(code, "build", *demo.build_options, *words, "--out", out)
+    assert told in said
+    assert not out.exists()
 
 
 def test_a_bundle_of_a_cpu_is_refused(demo, invoke):

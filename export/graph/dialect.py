@@ -11,10 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autovla_rt.config import TENSORRT_SINCE
 from autovla_rt.export.graph.float16 import RangeCheck
 from autovla_rt.export.graph.ops import Ops
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.export.weight_source import WeightSource
+
+Version = tuple[int, int]
+"""(major, minor)."""
 
 
 class GraphOps(Ops, Protocol):
@@ -95,12 +99,15 @@ class Dialect:
     prefix_at_load: bool = False
 
 
-MODULES = {"tensorrt": "standard"}
-"""Backend -> module of its dialect, where it has another name."""
+def dialect_name(backend: str, tensorrt: Version | None = None) -> str:
+    """Return the name of a backend's dialect; that of TensorRT's depends on its version."""
+    name = "standard" if backend == "tensorrt" else backend
+    if name == "standard" and tensorrt is not None and tensorrt < TENSORRT_SINCE[name]:
+        return "plain"
+    return name
 
 
-def dialect_of(backend: str) -> Dialect:
-    """Return a backend's dialect; its library is imported only now."""
-    module = MODULES.get(backend, backend)
-    dialect: Dialect = import_module(f"autovla_rt.export.graph.{module}").DIALECT
+def dialect_of(name: str) -> Dialect:
+    """Return a dialect by its name; its library is imported only now."""
+    dialect: Dialect = import_module(f"autovla_rt.export.graph.{name}").DIALECT
     return dialect

@@ -142,18 +142,22 @@ class StandardOps(OnnxOps):
 
         RotaryEmbedding would want tables for every sample of the batch.
         """
+        self._check(f"{self._latest}.{ROTATED}")
+        return self._turned(x, cos, sin, num_heads)
+
+    def _turned(self, x: Value, cos: Value, sin: Value, num_heads: int) -> Value:
+        """Rotate [B, S, heads*D] by angles [S, D/2] in float32; returns the graph's float type."""
         by_head = self.reshape(self._cast(x, "float32"), [0, 0, num_heads, -1])
         first, second = self.split(by_head, 2, axis=3)
         cos, sin = (self.node("Unsqueeze", [of, self.integers(1)])[0] for of in (cos, sin))
         low = self.node("Sub", [self._product(first, cos), self._product(second, sin)])
         high = self.node("Add", [self._product(second, cos), self._product(first, sin)])
         (turned,) = self._float32("Concat", [*low, *high], axis=3)
-        self._check(f"{self._latest}.{ROTATED}")
         return self._narrow(self.reshape(turned, [0, 0, -1]))
 
     def attention(self, query: Value, key: Value, value: Value, num_heads: int) -> Value:
         """Bidirectional softmax attention over [B, S, heads*D]."""
-        self._check(f"{self._latest}.{SCORES}")
+        self._check_scores()
         heads = {"q_num_heads": num_heads, "kv_num_heads": num_heads}
         inputs = [self._narrow(of) for of in (query, key, value)]
         return self.node("Attention", inputs, **heads)[0]
@@ -171,8 +175,16 @@ class StandardOps(OnnxOps):
         query = self._rotated(query, num_heads)
         new = {"key": self._rotated(key, num_kv_heads), "value": value}
         sizes = num_kv_heads, head_dim
-        kept = [self._update(f"{layer}.{part}", of, *sizes) for part, of in new.items()]
-        inputs = [self._by_head(query, num_heads, head_dim), *kept, "", "", "", SEQUENCE_LENGTH]
+        keys, values = [self._update(f"{layer}.{part}", of, *sizes) for part, of in new.items()]
+        return self._attend(query, keys, values, (num_heads, *sizes))
+
+    def _attend(
+        self, query: Value, keys: Value, values: Value, sizes: tuple[int, int, int]
+    ) -> Value:
+        """Causal attention of [1, k, heads*D] over the caches; `sizes` are (heads, kv_heads, D)."""
+        num_heads, _, head_dim = sizes
+        by_head = self._by_head(query, num_heads, head_dim)
+        inputs = [by_head, keys, values, "", "", "", SEQUENCE_LENGTH]
         (attended,) = self.node("Attention", inputs, is_causal=1)
         return self.reshape(self._swapped(attended), [1, -1, num_heads * head_dim])
 
@@ -186,8 +198,12 @@ class StandardOps(OnnxOps):
         angles = []
         for name in ("cos_cache", "sin_cache"):
             table = self.input(name, "float32", [rows, head_dim // 2])
-            angles.append(self._narrow(self.gather(table, positions, axis=0)))
+            angles.append(self._angles_of(table, positions))
         return angles
+
+    def _angles_of(self, table: Value, positions: Value) -> Value:
+        """Return rows [1, k, D/2] of a rotary table."""
+        return self._narrow(self.gather(table, positions, axis=0))
 
     def _rotated(self, x: Value, num_heads: int) -> Value:
         return self.node("RotaryEmbedding", [x, *self._angles], num_heads=num_heads)[0]
@@ -198,9 +214,13 @@ class StandardOps(OnnxOps):
         shape = [1, num_kv_heads, capacity, head_dim]
         past = self.input(f"past_key_values.{name}", self.formats.floats, shape)
         present, by_head = f"present.{name}", self._by_head(new, num_kv_heads, head_dim)
-        self._append("", "TensorScatter", [past, by_head, WRITE_INDEX], [present], {"axis": 2})
+        self._write(past, by_head, present)
         self._declare_output(present, self.formats.floats, shape)
         return present
+
+    def _write(self, past: Value, new: Value, present: Value) -> None:
+        """Append what makes a cache with [1, kv_heads, k, D] written into it."""
+        self._append("", "TensorScatter", [past, new, WRITE_INDEX], [present], {"axis": 2})
 
     def _by_head(self, x: Value, count: int, head_dim: int) -> Value:
         """[1, k, count*D] -> [1, count, k, D]."""
@@ -237,6 +257,9 @@ class StandardOps(OnnxOps):
     def _is_narrow(self, x: Value) -> bool:
         return self.formats.floats == "float16" and x not in self._wide
 
+    def _check_scores(self) -> None:
+        self._check(f"{self._latest}.{SCORES}")
+
     def _check(self, *values: str) -> None:
         """Hold values that are to be float16 against the calibration, by their names."""
         if self.formats.half is not None and self.formats.floats == "float16":
@@ -246,8 +269,12 @@ class StandardOps(OnnxOps):
 
 def standard_ops(source: WeightSource, weights: WeightFile, formats: Formats) -> StandardOps:
     """Return the operations of one graph; MLPs are padded where their format needs it."""
-    padded = PaddedMlps(source, lambda module: width_multiple(formats, module))
-    return StandardOps(padded, weights, formats)
+    return StandardOps(padded(source, formats), weights, formats)
+
+
+def padded(source: WeightSource, formats: Formats) -> PaddedMlps:
+    """Return a checkpoint with MLPs padded where their format needs it."""
+    return PaddedMlps(source, lambda module: width_multiple(formats, module))
 
 
 DIALECT = Dialect(

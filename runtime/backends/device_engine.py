@@ -1,8 +1,9 @@
-"""The engine of a device: bindings, the KV cache in place, passes of few sizes.
+"""The engine of a device: bindings, the KV cache in its memory, passes of few sizes.
 
-It runs the graphs of the `standard` dialect over an executor: a TensorRT context on a GPU, an ONNX
-Runtime session on a CPU. All memory is allocated at load and bound by address, so a pass of a size
-that was seen before asks the device for nothing new, and a GPU can replay it as a CUDA graph.
+It runs the graphs of the `standard` and `plain` dialects over an executor: a TensorRT context on a
+GPU, an ONNX Runtime session on a CPU. All memory is allocated at load and bound by address, so a
+pass of a size that was seen before asks the device for nothing new, and a GPU can replay it as a
+CUDA graph.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.bundle import Bundle
+from autovla_rt.config import KV_COPIES
 from autovla_rt.prefix import prefix_length
 from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.backends.cached_language import CachedLanguage
@@ -63,7 +65,7 @@ class DeviceVision:
 
 
 class DeviceLanguage(CachedLanguage):
-    """The language model with its KV cache in the device's memory, written in place.
+    """The language model with its KV cache in the device's memory.
 
     The prompt's constant prefix is computed at load, on the device, so that it is bit for bit what
     a request would compute.
@@ -78,6 +80,9 @@ class DeviceLanguage(CachedLanguage):
         super().__init__(bundle, None)
         geometry = bundle.manifest.geometry.language
         self._hidden_size = geometry.hidden_size
+        heads, width = geometry.num_key_value_heads, geometry.head_dim
+        self._cache_shape = 1, heads, self._capacity, width
+        self._in_place = KV_COPIES[bundle.manifest.dialect] == 1
         self._text_rows = bundle.manifest.actions.action_start_id
         self._model = device.open(bundle.path("language.onnx"))
         self._head = device.open(bundle.path("text_head.onnx"))
@@ -93,7 +98,11 @@ class DeviceLanguage(CachedLanguage):
         self._logits = device.allocate((self._logit_rows, self._text_rows), "float32")
         self._device = device
         self._action_head = device.action_head(self._action_weight)
-        self._bind_constants(bundle)
+        for name, table in self._tables.items():
+            self._model.bind(f"{name}_cache", device.keep(table), table.shape)
+        self._caches = self._allocate_caches(bundle)
+        if self._in_place:
+            self._bind_caches()
         if use_prefix:
             prompt = bundle.prompt()
             ids = np.array(prompt.prefix_ids[: prefix_length(prompt)], np.int64)
@@ -101,18 +110,23 @@ class DeviceLanguage(CachedLanguage):
                 self.extend(self.embed(ids), 1)
                 self._prefix_length = self._length
 
-    def _bind_constants(self, bundle: Bundle) -> None:
-        """Bind rotary tables and the cache once; past and present share one buffer."""
-        geometry = bundle.manifest.geometry.language
-        for name, table in self._tables.items():
-            self._model.bind(f"{name}_cache", self._device.keep(table), table.shape)
-        shape = 1, geometry.num_key_value_heads, self._capacity, geometry.head_dim
-        dtype = CACHE_TYPES[bundle.manifest.precision.activations]
-        for layer in range(geometry.num_hidden_layers):
-            for part in ("key", "value"):
-                cache = self._device.keep(np.zeros(shape, dtype))
-                self._model.bind(f"past_key_values.{layer}.{part}", cache, shape)
-                self._model.bind(f"present.{layer}.{part}", cache, shape)
+    def _allocate_caches(self, bundle: Bundle) -> dict[str, list[Any]]:
+        """Return the memory of each layer's keys and values: one each where it is used in place."""
+        manifest = bundle.manifest
+        dtype, count = CACHE_TYPES[manifest.precision.activations], KV_COPIES[manifest.dialect]
+        empty = np.zeros(self._cache_shape, dtype)
+        return {
+            f"{layer}.{part}": [self._device.keep(empty) for _ in range(count)]
+            for layer in range(manifest.geometry.language.num_hidden_layers)
+            for part in ("key", "value")
+        }
+
+    def _bind_caches(self) -> None:
+        """Let the next pass read what the last one wrote; two memories change places."""
+        for name, memory in self._caches.items():
+            self._model.bind(f"past_key_values.{name}", memory[0], self._cache_shape)
+            self._model.bind(f"present.{name}", memory[-1], self._cache_shape)
+            memory.reverse()
 
     def action_logits(self, hidden: Float) -> Float:
         """The action rows, by the device: float16 on a GPU at every precision."""
@@ -135,6 +149,8 @@ class DeviceLanguage(CachedLanguage):
             self._model.bind(name, self._inputs[name], array.shape)
         shape = len(rows), self._hidden_size
         self._model.bind("hidden", self._states, shape)
+        if not self._in_place:
+            self._bind_caches()
         self._model.run()
         return self._states.read(shape)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autovla_rt.bundle import Bundle
+from autovla_rt.config import KV_COPIES
 from autovla_rt.errors import BundleError, DependencyError, MemoryShortageError, TargetError
 from autovla_rt.plans import CompiledPlans, plan_name, read_plans
 from autovla_rt.runtime.backends import Float
@@ -70,7 +71,9 @@ def require_gpu_memory(bundle: Bundle, plans: CompiledPlans, free: int) -> None:
     Raises:
         MemoryShortageError: it needs more than `free` bytes.
     """
-    kept = 2 * bundle.manifest.geometry.language.kept_numbers * bundle.manifest.kv_capacity
+    manifest = bundle.manifest
+    kept = 2 * manifest.geometry.language.kept_numbers * manifest.kv_capacity
+    kept *= KV_COPIES[manifest.dialect]
     needed = sum(of.size for of in plans.files.values()) + kept + WORKING_BYTES
     if needed > free:
         raise MemoryShortageError(

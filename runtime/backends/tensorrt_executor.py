@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Module = Any
 """tensorrt or tensorrt_rtx."""
 
-KEPT_SHAPES = 24
+KEPT_SHAPES = 32
 """Contexts of one graph that are kept; of more, the one that was used least recently goes."""
 
 Bound = dict[str, tuple[CudaMemory, Shape]]

@@ -24,15 +24,20 @@ PATCHES = 3 * 2 * 16 * 30
 GB = 1e9
 
 
-def memory(precision="fp16", parts=BOTH, kv_capacity=2048, geometry=GEOMETRY_3B):
+def memory(precision="fp16", parts=BOTH, kv_copies=1, kv_capacity=2048, geometry=GEOMETRY_3B):
     return engine_memory(
         geometry,
         read_choice(precision),
         parts=parts,
         patches=PATCHES,
         kv_capacity=kv_capacity,
+        kv_copies=kv_copies,
         int4_block=128,
     )
+
+
+def test_graphs_for_an_old_tensorrt_keep_keys_and_values_twice():
+    assert memory(kv_copies=2).total - memory().total == memory().kv
 
 
 def test_fp16_takes_two_bytes_a_parameter():

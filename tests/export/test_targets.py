@@ -6,7 +6,7 @@ import pytest
 
 from autovla_rt.errors import TargetError
 from autovla_rt.export.formats import read_choice
-from autovla_rt.export.graph.dialect import dialect_of
+from autovla_rt.export.graph.dialect import dialect_name, dialect_of
 from autovla_rt.export.settings import Settings
 from autovla_rt.export.targets import (
     TARGETS,
@@ -46,7 +46,7 @@ def test_precisions_follow_the_compute_capability(name):
 def test_every_target_has_a_dialect_and_a_backend_that_runs_it(name):
     target = TARGETS[name]
     assert check_target(name, "int8") is target
-    assert dialect_of(target.backend).formats
+    assert dialect_of(dialect_name(target.backend)).formats
     assert target.backend in BACKENDS
 
 
@@ -77,7 +77,7 @@ def test_the_gpus_share_of_orins_headline_is_what_is_left_without_dla_and_sparsi
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_default_recipe_is_legal_in_every_form_that_the_target_takes(name):
     target, precision = TARGETS[name], TARGETS[name].recipe.precision
-    dialect = dialect_of(target.backend)
+    dialect = dialect_of(dialect_name(target.backend))
     for part, of in read_choice(precision).named():
         assert check_target(name, of) is target, part
     calibration = None if target.sm is None else "calibration"

@@ -28,10 +28,19 @@ def open_unrewritten(path: Path) -> ort.InferenceSession:
 
 
 class StandardLanguage:
-    """A language model with its cache: past and present are one buffer, as on the device."""
+    """A language model with its cache, as on the device.
+
+    Past and present are one buffer, or with `in_place` off two that change places in every pass.
+    """
 
     def __init__(
-        self, path: Path, geometry: LanguageGeometry, tables: tuple[Float, Float], capacity: int
+        self,
+        path: Path,
+        geometry: LanguageGeometry,
+        tables: tuple[Float, Float],
+        capacity: int,
+        *,
+        in_place: bool = True,
     ) -> None:
         self._session = open_unrewritten(path)
         self._tables = tables
@@ -39,7 +48,10 @@ class StandardLanguage:
         shape = 1, geometry.num_key_value_heads, capacity, geometry.head_dim
         dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self.caches = {
-            given.name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtypes[given.type]))
+            given.name: [
+                ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtypes[given.type]))
+                for _ in range(1 if in_place else 2)
+            ]
             for given in self._session.get_inputs()
             if given.name.startswith("past_key_values")
         }
@@ -63,9 +75,10 @@ class StandardLanguage:
         }
         for name, array in given.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name, cache in self.caches.items():
-            binding.bind_ortvalue_input(name, cache)
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+        for name, caches in self.caches.items():
+            binding.bind_ortvalue_input(name, caches[0])
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), caches[-1])
+            caches.reverse()
         names = [output.name for output in self._session.get_outputs()]
         asked = [name for name in names if not name.startswith("present.")]
         for name in asked:

@@ -19,7 +19,7 @@ from autovla_rt.config import SPARE_POSITIONS
 from autovla_rt.errors import CheckpointError, TargetError
 from autovla_rt.export.calibrate import language_weights, vision_weights
 from autovla_rt.export.emit.graphs import emit_language, emit_vision
-from autovla_rt.export.graph.dialect import Formats, dialect_of
+from autovla_rt.export.graph.dialect import Formats
 from autovla_rt.export.graph.eager import UNROUNDED, EagerOps, arrays_of
 from autovla_rt.export.graph.float16 import RangeCheck, kind_of
 from autovla_rt.export.graph.language import language_layer
@@ -409,4 +409,4 @@ def test_weights_beyond_float16_are_refused_by_name(tmp_path, model):
 
     formats = Formats(lambda _module: "fp16", floats="float16")
     with pytest.raises(CheckpointError, match=r"weight: expected values that fit float16"):
-        emit_language(dialect_of("tensorrt"), Huge(), model.geometry, formats, tmp_path)
+        emit_language(DIALECT, Huge(), model.geometry, formats, tmp_path)

@@ -30,16 +30,27 @@ def built(demo, folder, target, precision, *options):
 
 @pytest.fixture(scope="module")
 def bundles(demo, tmp_path_factory):
-    """The demo in float32, for the device engine and for the `ort` backend."""
+    """The demo in float32, for the device engine, new and old TensorRT, and for `ort`."""
     root = tmp_path_factory.mktemp("device")
-    chosen = {"device": "cpu-standard", "ort": "cpu"}
-    folders = {name: built(demo, root / name, target, "fp32") for name, target in chosen.items()}
+    chosen = {
+        "standard": ("cpu-standard", "fp32"),
+        "plain": ("cpu-standard", "fp32", "--tensorrt", "10.3"),
+        "ort": ("cpu", "fp32"),
+    }
+    folders = {name: built(demo, root / name, *words) for name, words in chosen.items()}
     return {name: load_bundle(folder) for name, folder in folders.items()}
 
 
+@pytest.fixture(params=["standard", "plain"])
+def device(bundles, request):
+    """A bundle for the device engine."""
+    assert bundles[request.param].manifest.dialect == request.param
+    return bundles[request.param]
+
+
 @pytest.fixture
-def engines(bundles):
-    return {name: open_engines(bundle, 1) for name, bundle in bundles.items()}
+def engines(bundles, device):
+    return {"device": open_engines(device, 1), "ort": open_engines(bundles["ort"], 1)}
 
 
 def states(count, seed=0, hidden=256):
@@ -47,8 +58,11 @@ def states(count, seed=0, hidden=256):
 
 
 @pytest.mark.parametrize("mode", ["fast", "slow"])
-def test_plans_are_those_of_the_ort_backend(bundles, engines, mode):
-    planners = [Planner(bundles[name], *engines[name]) for name in ("device", "ort")]
+def test_plans_are_those_of_the_ort_backend(bundles, device, engines, mode):
+    planners = [
+        Planner(device, *engines["device"]),
+        Planner(bundles["ort"], *engines["ort"]),
+    ]
     for scene in sorted((MINIATURE / "scenes").iterdir())[:4]:
         request = read_scene(scene, MINIATURE / "sensors")
         ours, theirs = (planner.plan(request, mode=mode) for planner in planners)
@@ -95,8 +109,8 @@ def test_the_last_position_of_the_cache_is_reached_and_none_beyond(engines):
     np.testing.assert_allclose(ours.logits(found), theirs.logits(expected), atol=CLOSE)
 
 
-def test_the_prefix_is_computed_at_load_and_changes_nothing(bundles):
-    bundle = bundles["device"]
+def test_the_prefix_is_computed_at_load_and_changes_nothing(device):
+    bundle = device
     count = prefix_length(bundle.prompt())
     ids = np.array(bundle.prompt().prefix_ids[:count])
     filled = DeviceLanguage(bundle, OnnxDevice(1))
@@ -111,24 +125,26 @@ def test_the_prefix_is_computed_at_load_and_changes_nothing(bundles):
 
 def test_a_bundle_of_the_standard_dialect_has_no_prefix_of_another_device(bundles):
     assert "prefix_kv.safetensors" in bundles["ort"].manifest.files
-    assert "prefix_kv.safetensors" not in bundles["device"].manifest.files
+    assert "prefix_kv.safetensors" not in bundles["standard"].manifest.files
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp16/int8_wo", "int8_sq"])
-def test_a_gpus_graphs_plan_here(demo, invoke, tmp_path, calibration, precision):
-    fitted = ("--calibration", calibration) if precision == "int8_sq" else ()
-    folder = built(demo, tmp_path / "engine", "cpu-standard", precision, *fitted)
+@pytest.mark.parametrize("tensorrt", ["10.3", "10.16"])
+@pytest.mark.parametrize("precision", ["fp16", "fp16/int8_wo", "int8_sq", "fp16/int4_awq"])
+def test_a_gpus_graphs_plan_here(demo, invoke, tmp_path, calibration, precision, tensorrt):
+    fitted = () if precision in ("fp16", "fp16/int8_wo") else ("--calibration", calibration)
+    words = (precision, *fitted, "--int4-block", "64", "--tensorrt", tensorrt)
+    folder = built(demo, tmp_path / "engine", "cpu-standard", *words)
     assert load_bundle(folder).manifest.precision.activations == "fp16"
     words = ("plan", "--frames", REPO / "calib_data/demo", "--engine", folder, "--mode", "fast")
     plan = invoke.json(*words, "--json")
     assert (plan["status"], plan["mode"]) == ("ok", "fast")
 
 
-def test_memory_stays_where_it_was_bound(bundles):
+def test_memory_stays_where_it_was_bound(device):
     """Buffers are bound by address: whoever binds one may forget it."""
-    engine = DeviceLanguage(bundles["device"], OnnxDevice(1))
+    engine = DeviceLanguage(device, OnnxDevice(1))
     first = engine.extend(states(30, 4), 1)
-    again = DeviceLanguage(bundles["device"], OnnxDevice(1))
+    again = DeviceLanguage(device, OnnxDevice(1))
     garbage = [HostBuffer((1 << 16,), "float32") for _ in range(50)]
     for buffer in garbage:
         buffer.write(np.full(1 << 16, np.nan, np.float32))
