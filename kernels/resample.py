@@ -64,14 +64,22 @@ def bicubic_axis(size: int, out: int) -> Axis:
 def resample(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize frames [F, H, W, C] to `size` (height, width) pixels: uint8 [F, height, width, C].
 
-    Bit for bit what Pillow gives for each frame (see `bicubic_axis`), except that Pillow 13 takes
-    the rows first where a frame loses more than twice as many rows as columns: one more than twice
-    as tall as wide.
+    Bit for bit what Pillow gives for each frame (see `bicubic_axis`), but where it takes
+    `rows_first`.
     """
     rows, columns = (
         bicubic_axis(given, wanted) for given, wanted in zip(frames.shape[1:3], size, strict=True)
     )
     return _pass(_pass(frames, columns, 2), rows, 1)
+
+
+def rows_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
+    """Whether Pillow 13 takes the rows first, given a frame's (height, width) before and after.
+
+    So it does where a frame loses rows, and more than twice as many as columns (seen in tries).
+    """
+    rows, columns = (before - after for before, after in zip(size, resized, strict=True))
+    return rows > max(2 * columns, 0)
 
 
 def to_levels(sums: NDArray[np.int32]) -> NDArray[np.uint8]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autovla_rt.config import Camera
-from autovla_rt.runtime.backends import Float, VisionEngine
+from autovla_rt.runtime.backends import Float, Pending
 from autovla_rt.runtime.content_cache import ContentCache
 from autovla_rt.runtime.frame_source import Frame
-from autovla_rt.runtime.frames import FramePreprocessor, Resized
+from autovla_rt.runtime.frames import FramePreprocessor, Prepared
+from autovla_rt.runtime.pair_encoder import Pair, PairEncoder
 from autovla_rt.runtime.trace import Trace
 
 
@@ -30,61 +31,63 @@ class Seen:
     """
 
     def __init__(self, size: int) -> None:
-        self.frames = ContentCache[Resized](size)
+        self.frames = ContentCache[Prepared](size)
         self.features = ContentCache[Float](size)
 
 
 class CameraEncoder:
-    """Preprocesses frames and runs the vision tower on those pairs that were not seen before.
+    """Prepares frames and runs the vision tower on those pairs that were not seen before.
 
-    The tower is compiled for one temporal patch (two frames) of one camera; new pairs of all
-    cameras of one grid are its batch.
+    The tower is compiled for one temporal patch (two frames) of one camera.
     """
 
     def __init__(
-        self, cameras: Sequence[Camera], frames: FramePreprocessor, engine: VisionEngine
+        self, cameras: Sequence[Camera], frames: FramePreprocessor, pairs: PairEncoder
     ) -> None:
         self._cameras = cameras
         self._frames = frames
-        self._engine = engine
+        self._pairs = pairs
 
-    def encode(
+    def start(
         self, frames: Mapping[str, Sequence[Frame]], trace: Trace, seen: Seen
-    ) -> dict[str, Float]:
-        """Return the features [visual tokens, hidden] of each camera.
+    ) -> dict[str, Pending]:
+        """Start encoding; returns what waits for each camera's features [visual tokens, hidden].
 
         Args:
             frames: The four frames of each camera, oldest first.
-            trace: Receives the spans image_decode, preprocess and vision.
+            trace: Receives the spans image_decode, preprocess and, of an engine that is waited for
+                here, vision.
             seen: Knows frames and pairs, and gets to know these.
 
         Raises:
-            InputError: a frame is unusable or does not fit the engine.
+            InputError: a frame is unusable or does not fit the engine; nothing was started.
         """
+        prepared = self._frames.prepared(frames, self._cameras, trace=trace, seen=seen.frames)
         keys: dict[str, list[Hashable]] = {}
         known: dict[Hashable, Float] = {}
-        new: dict[tuple[int, int], dict[Hashable, NDArray[np.uint8]]] = {}
-        resized = self._frames.resized(frames, self._cameras, trace=trace, seen=seen.frames)
-        with trace.span("preprocess"):
-            for camera in self._cameras:
-                of = resized[camera.name]
-                for pair in zip(of[::2], of[1::2], strict=True):
-                    key: Hashable = tuple(frame.digest for frame in pair)
-                    keys.setdefault(camera.name, []).append(key)
-                    features = seen.features.get(key)
-                    if features is None:
-                        new.setdefault(camera.grid[1:], {})[key] = self._frames.levels(pair)
-                    else:
-                        known[key] = features
-            patches = {
-                grid: self._frames.normalise(np.concatenate(list(pairs.values())))
-                for grid, pairs in new.items()
-            }
-        with trace.span("vision"):
-            for grid, levels in new.items():
-                encoded = self._engine.encode(patches[grid], grid)
-                for key, features in zip(levels, encoded, strict=True):
+        new: dict[Camera, dict[Hashable, Pair]] = {}
+        asked: set[Hashable] = set()
+        for camera in self._cameras:
+            of = prepared[camera.name]
+            for pair in zip(of[::2], of[1::2], strict=True):
+                key: Hashable = tuple(frame.digest for frame in pair)
+                keys.setdefault(camera.name, []).append(key)
+                if key in asked:
+                    continue
+                asked.add(key)
+                features = seen.features.get(key)
+                if features is None:
+                    new.setdefault(camera, {})[key] = pair
+                else:
                     known[key] = features
+        started = self._pairs.start(new, trace)
+
+        def features_of(name: str) -> Float:
+            for key in keys[name]:
+                if key not in known:
+                    known[key] = started[key]()
                     # A copy: a row of the batch would keep all of it in memory.
-                    seen.features.put(key, features.copy())
-        return {name: np.concatenate([known[key] for key in of]) for name, of in keys.items()}
+                    seen.features.put(key, known[key].copy())
+            return np.concatenate([known[key] for key in keys[name]])
+
+        return {name: partial(features_of, name) for name in keys}

@@ -14,6 +14,7 @@ from PIL import Image
 from autovla_rt.config import FRAMES_PER_CAMERA, Camera, Preprocessing, VisionGeometry
 from autovla_rt.errors import InputError
 from autovla_rt.kernels.patchify import normalise, patch_levels
+from autovla_rt.kernels.resample import rows_first
 from autovla_rt.kernels.resize import smart_resize, video_grid
 from autovla_rt.runtime.content_cache import ContentCache
 from autovla_rt.runtime.frame_source import Frame, FrameSource, describe, open_frame
@@ -25,14 +26,32 @@ Result = TypeVar("Result")
 BICUBIC = Image.Resampling.BICUBIC
 
 
+Shrink = Callable[[Image.Image, tuple[int, int]], NDArray[np.uint8]]
+"""Makes an RGB frame pixels [H, W, 3] for a vision tower that sees (width, height) of it."""
+
+
+def bicubic(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize a frame to (width, height), as in training."""
+    return np.asarray(image.resize(size, BICUBIC))
+
+
+def for_kernel(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a frame as it is, for a device that resizes it itself.
+
+    One that Pillow resizes rows first is resized here: the device takes columns first.
+    """
+    before, after = (image.height, image.width), (size[1], size[0])
+    return bicubic(image, size) if rows_first(before, after) else np.asarray(image)
+
+
 @dataclass(frozen=True)
-class Resized:
-    """A frame as the vision tower sees it.
+class Prepared:
+    """A frame as the vision engine takes it.
 
     Attributes:
         digest: Of the frame's content.
         size: (width, height) as it was given.
-        pixels: uint8 [H, W, 3], resized.
+        pixels: uint8 [H, W, 3], resized unless the engine does that.
     """
 
     digest: bytes
@@ -41,39 +60,48 @@ class Resized:
 
 
 class FramePreprocessor:
-    """Turn frames into the rows that the vision tower reads."""
+    """Turn frames into what a vision engine reads.
 
-    def __init__(self, preprocessing: Preprocessing, vision: VisionGeometry) -> None:
+    Args:
+        preprocessing: Pixel limits and normalisation.
+        vision: Of the model.
+        shrink: Makes each frame its pixels.
+    """
+
+    def __init__(
+        self, preprocessing: Preprocessing, vision: VisionGeometry, shrink: Shrink = bicubic
+    ) -> None:
         self._preprocessing = preprocessing
         self._vision = vision
+        self._shrink = shrink
         # Pillow decodes and resizes without the interpreter's lock.
         self._pool = ThreadPoolExecutor(FRAMES_PER_CAMERA, thread_name_prefix="frames")
 
     def patches(self, frames: Sequence[Frame], camera: Camera) -> NDArray[np.float32]:
         """Return the patches [temporal, rows * columns, patch_width] of a camera's four frames.
 
-        See `resized`, which raises.
+        See `prepared`, which raises.
         """
-        resized = self.resized({camera.name: frames}, [camera])[camera.name]
-        return self.normalise(self.levels(resized))
+        prepared = self.prepared({camera.name: frames}, [camera])[camera.name]
+        return self.normalise(self.levels(prepared))
 
     def normalise(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the patches of levels [..., patch_width]."""
         return normalise(levels, self._preprocessing)
 
-    def levels(self, frames: Sequence[Resized]) -> NDArray[np.uint8]:
+    def levels(self, frames: Sequence[Prepared]) -> NDArray[np.uint8]:
         """Return the 8-bit patches [temporal, rows * columns, patch_width] of pairs of frames."""
         return patch_levels(np.stack([frame.pixels for frame in frames]), self._vision)
 
-    def resized(
+    def prepared(
         self,
         frames: Mapping[str, Sequence[Frame]],
         cameras: Sequence[Camera],
         *,
         trace: Trace | None = None,
-        seen: ContentCache[Resized] | None = None,
-    ) -> dict[str, list[Resized]]:
-        """Resize each camera's four frames, oldest first, 0.5 s apart, of one size.
+        seen: ContentCache[Prepared] | None = None,
+    ) -> dict[str, list[Prepared]]:
+        """Prepare each camera's four frames, oldest first, 0.5 s apart, of one size.
 
         Each is resized once (PIL bicubic, to the size of `smart_resize`), those that were `seen`
         not at all; EXIF orientation is ignored with a warning, as the training code ignores it.
@@ -85,7 +113,7 @@ class FramePreprocessor:
                 another type, frames of unequal size, or a size that the engine was not built for.
         """
         trace = trace or Trace()
-        seen = ContentCache[Resized](0) if seen is None else seen
+        seen = ContentCache[Prepared](0) if seen is None else seen
         with trace.span("image_decode"):
             sources = {camera.name: _sources(frames[camera.name], camera) for camera in cameras}
             given = {source.digest: source for of in sources.values() for source in of}
@@ -98,13 +126,12 @@ class FramePreprocessor:
             sizes = [(known.get(digest) or images[digest]).size for digest in digests]
             wanted.update(dict.fromkeys(digests, self._resized_size(sizes, camera)))
 
-        def resize(digest: bytes) -> Resized:
+        def prepare(digest: bytes) -> Prepared:
             image = images[digest]
-            pixels = np.asarray(image.resize(wanted[digest], BICUBIC))
-            return Resized(digest, image.size, pixels)
+            return Prepared(digest, image.size, self._shrink(image, wanted[digest]))
 
         with trace.span("preprocess"):
-            for frame in self._each(resize, new):
+            for frame in self._each(prepare, new):
                 known[frame.digest] = frame
                 seen.put(frame.digest, frame)
         return {name: [known[source.digest] for source in of] for name, of in sources.items()}

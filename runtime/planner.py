@@ -18,7 +18,7 @@ from autovla_rt.bundle import Bundle, Manifest, load_bundle, manifest_identity
 from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.machine import usable_cores
 from autovla_rt.runtime.actions import Codebook
-from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
+from autovla_rt.runtime.backends import Float, FrameEngine, LanguageEngine, VisionEngine
 from autovla_rt.runtime.backends.executor import Device
 from autovla_rt.runtime.camera_encoder import CameraEncoder, Seen
 from autovla_rt.runtime.decode import Decoded, decode, generate
@@ -29,11 +29,12 @@ from autovla_rt.runtime.decoding_options import (
     Mode,
 )
 from autovla_rt.runtime.draft import NO_DRAFT, Draft
-from autovla_rt.runtime.frames import FramePreprocessor
+from autovla_rt.runtime.frames import FramePreprocessor, for_kernel
 from autovla_rt.runtime.grammar import compile_answer
 from autovla_rt.runtime.memory import require_memory
 from autovla_rt.runtime.motion import constant_motion, steps_of
-from autovla_rt.runtime.prompt import PromptEncoder, place_features
+from autovla_rt.runtime.pair_encoder import FramePairs, PatchPairs
+from autovla_rt.runtime.prompt import PromptEncoder
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.trace import Trace
@@ -114,10 +115,17 @@ class Alternatives:
 
 @dataclass(frozen=True)
 class Prompted:
-    """A request as the language model sees it: ids [p] and embeddings [p, hidden]."""
+    """A request as the language model sees it.
+
+    Attributes:
+        ids: [p].
+        embeddings: [p, hidden].
+        passes: How many its first part has been through.
+    """
 
     ids: NDArray[np.int64]
     embeddings: Float
+    passes: int = 0
 
 
 class Planner:
@@ -137,8 +145,7 @@ class Planner:
             actions=manifest.actions,
             end_token_id=manifest.end_token_ids[0],
         )
-        frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
-        self._cameras = CameraEncoder(manifest.cameras, frames, vision)
+        self._cameras = _camera_encoder(manifest, vision)
         self._codebook = Codebook.load(
             bundle.path("codebook.safetensors"), manifest.actions.num_actions
         )
@@ -209,19 +216,28 @@ class Planner:
         """Encode a request for `answer`, which may be called several times.
 
         `trace` receives the spans image_decode, preprocess, vision and prompt. Frames that were
-        `seen` are not resized and encoded again.
+        `seen` are not resized and encoded again. On an engine that works ahead, what stands before
+        a camera in the prompt is passed while that camera is encoded, span prefill.
 
         Raises:
             InputError: a frame or value is unusable or does not fit the engine.
+            CapacityError: the prompt does not fit the KV cache.
         """
-        trace = trace or Trace()
-        features = self._cameras.encode(request.frames, trace, seen or Seen(0))
+        trace, language = trace or Trace(), self._language
+        features = self._cameras.start(request.frames, trace, seen or Seen(0))
         with trace.span("prompt"):
             ids = self._prompt_encoder.ids(request)
-            embeddings = self._language.embed(ids)
-            place_features(embeddings, self._prompt, features)
-        self._language.truncate(self._language.prefix_length)
-        return Prompted(ids, embeddings)
+            embeddings = language.embed(ids)
+        language.truncate(language.prefix_length)
+        passes = 0
+        for index, video in enumerate(self._prompt.videos):
+            if index and language.works_ahead:  # while this camera's features are computed
+                with trace.span("prefill"):
+                    language.extend(embeddings[language.length : video.start], 0)
+                passes += 1
+            with trace.span("vision"):
+                embeddings[video.start : video.start + video.count] = features[video.camera]()
+        return Prompted(ids, embeddings, passes)
 
     def answer(
         self,
@@ -247,7 +263,7 @@ class Planner:
         """
         kept = min(self._language.length, len(prompted.ids) - REPEATED_POSITIONS)
         self._language.truncate(kept)
-        return decode(
+        decoded = decode(
             self._language,
             self._grammar,
             prompted.ids,
@@ -258,6 +274,7 @@ class Planner:
             codebook=self._codebook,
             **options,
         )
+        return replace(decoded, forward_passes=decoded.forward_passes + prompted.passes)
 
     def states_before(self, prompted: Prompted, output_ids: Sequence[int]) -> Float:
         """Return the states [n, hidden] that the ids of a given answer [n] would be chosen from.
@@ -410,6 +427,16 @@ class Planner:
         )
 
 
+def _camera_encoder(manifest: Manifest, engine: VisionEngine) -> CameraEncoder:
+    """Return what encodes frames with an engine that takes them, or patches."""
+    preprocessing, vision = manifest.preprocessing, manifest.geometry.vision
+    if isinstance(engine, FrameEngine):
+        frames = FramePreprocessor(preprocessing, vision, for_kernel)
+        return CameraEncoder(manifest.cameras, frames, FramePairs(engine))
+    frames = FramePreprocessor(preprocessing, vision)
+    return CameraEncoder(manifest.cameras, frames, PatchPairs(frames, engine))
+
+
 def _modes(plan: Plan) -> tuple[Mode, Mode | None]:
     """Return the mode that forces a plan's answer, and the other one if there is one."""
     modes: dict[str, tuple[Mode, Mode | None]] = {
@@ -479,7 +506,9 @@ def _device_engines(
 ) -> tuple[VisionEngine, LanguageEngine]:
     from autovla_rt.runtime.backends.device_engine import DeviceLanguage, DeviceVision
 
-    return DeviceVision(bundle, device), DeviceLanguage(bundle, device, use_prefix=use_prefix)
+    # On queues of their own, so that one camera is seen while the one before is read.
+    vision = DeviceVision(bundle, device.beside())
+    return vision, DeviceLanguage(bundle, device, use_prefix=use_prefix)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:

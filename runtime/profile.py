@@ -156,7 +156,6 @@ def summary(
     plans = [m.plan for m in measured]
     stages = list(dict.fromkeys(stage for plan in plans for stage in plan.stages_ms))
     passes = [[call for call in m.calls if call.name == "pass"] for m in measured]
-    prefills = [of[0] for of in passes]
     engine_ms = [sum(call.ms for call in m.calls) for m in measured]
     drafted, accepted = sum(p.drafted for p in plans), sum(p.accepted for p in plans)
     by_rows: dict[int, list[float]] = defaultdict(list)
@@ -180,7 +179,7 @@ def summary(
             "distribution": dict(sorted(Counter(plan.forward_passes for plan in plans).items())),
         },
         "thinking_tokens": percentiles([plan.thinking_tokens for plan in plans]),
-        "prefill_tokens_per_s": percentiles([c.rows / c.ms * 1e3 for c in prefills]),
+        "prefill_tokens_per_s": percentiles([_prefill_rate(m) for m in measured]),
         "generation_tokens_per_s": percentiles([_generation_rate(m) for m in measured]),
         "drafted_tokens": drafted,
         "accepted_tokens": accepted,
@@ -218,6 +217,14 @@ def chrome_trace(measured: Sequence[Measured]) -> dict[str, Any]:
             for call in m.calls
         ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _prefill_rate(measured: Measured) -> float:
+    """Return the tokens of the prompt by second, from the first pass of a part of it on."""
+    names = [call.name for call in measured.calls]
+    until = names.index("pass") + 1
+    calls = [call for call in measured.calls[:until] if call.name in ("pass", "pass ahead")]
+    return sum(call.rows for call in calls) / (calls[-1].end_ns - calls[0].start_ns) * 1e9
 
 
 def _generation_rate(measured: Measured) -> float:

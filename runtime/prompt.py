@@ -10,7 +10,6 @@ from tokenizers import Tokenizer
 
 from autovla_rt.config import CompiledPrompt, Slot
 from autovla_rt.errors import InputError
-from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.scene import Request
 
 SHOWN = 60
@@ -87,9 +86,3 @@ def encoded(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of a text, which may spell special tokens."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     return ids
-
-
-def place_features(embeddings: Float, prompt: CompiledPrompt, features: dict[str, Float]) -> None:
-    """Write each camera's visual features [count, hidden] over its placeholder embeddings."""
-    for video in prompt.videos:
-        embeddings[video.start : video.start + video.count] = features[video.camera]

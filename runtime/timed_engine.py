@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -9,15 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.bundle import Bundle
-from autovla_rt.runtime.backends import Float, LanguageEngine, VisionEngine
+from autovla_rt.runtime.backends import (
+    Float,
+    FrameEngine,
+    Grid,
+    LanguageEngine,
+    Pending,
+    VisionEngine,
+)
 from autovla_rt.runtime.planner import Planner, open_engines
 
 
 @dataclass(frozen=True)
 class EngineCall:
-    """One call: what (vision, pass, head or action head), for how many rows, and when.
+    """One call: what, for how many rows, and when.
 
-    Rows are patches of vision, and positions otherwise.
+    Rows are patches of vision, and positions otherwise. Calls are vision, pass, head, choice head
+    and action head; of a device that works while the host goes on vision is the waiting, vision
+    start and pass ahead the putting on its queue.
     """
 
     name: str
@@ -47,6 +57,29 @@ class TimedVision:
         return features
 
 
+class TimedFrames(TimedVision):
+    """A vision engine that takes frames, likewise: what starting takes, and waiting."""
+
+    def __init__(self, engine: FrameEngine, calls: list[EngineCall]) -> None:
+        super().__init__(engine, calls)
+        self._frames = engine
+
+    def start(self, frames: Sequence[NDArray[np.uint8]], grid: Grid) -> Pending:
+        """Start, as the engine does."""
+        start = perf_counter_ns()
+        pending = self._frames.start(frames, grid)
+        rows = len(frames) // 2 * grid[0] * grid[1]
+        self._calls.append(EngineCall("vision start", rows, start, perf_counter_ns()))
+
+        def features() -> Float:
+            start = perf_counter_ns()
+            found = pending()
+            self._calls.append(EngineCall("vision", rows, start, perf_counter_ns()))
+            return found
+
+        return features
+
+
 class TimedLanguage:
     """A language engine that adds its calls to a list."""
 
@@ -69,6 +102,11 @@ class TimedLanguage:
         """Positions filled at load."""
         return self._engine.prefix_length
 
+    @property
+    def works_ahead(self) -> bool:
+        """Whether a pass that returns no state returns before it is done."""
+        return self._engine.works_ahead
+
     def embed(self, token_ids: NDArray[np.int64]) -> Float:
         """Look up token ids (not timed: a copy of rows)."""
         return self._engine.embed(token_ids)
@@ -77,7 +115,7 @@ class TimedLanguage:
         """Append embeddings, as the engine does."""
         start = perf_counter_ns()
         hidden = self._engine.extend(embeddings, last)
-        self._note("pass", embeddings, start)
+        self._note("pass ahead" if last == 0 else "pass", embeddings, start)
         return hidden
 
     def truncate(self, length: int) -> None:
@@ -117,4 +155,9 @@ def open_timed(bundle: Bundle, threads: int | None) -> tuple[Planner, list[Engin
     """
     calls: list[EngineCall] = []
     vision, language = open_engines(bundle, threads)
-    return Planner(bundle, TimedVision(vision, calls), TimedLanguage(language, calls)), calls
+    timed = (
+        TimedFrames(vision, calls)
+        if isinstance(vision, FrameEngine)
+        else TimedVision(vision, calls)
+    )
+    return Planner(bundle, timed, TimedLanguage(language, calls)), calls

@@ -55,7 +55,7 @@ KINDS = (
         "a norm's result",
         widened=True,
     ),
-    Kind(re.compile(r"patch_embed\.proj\.input$"), "patches", widened=True),
+    Kind(re.compile(r"patch_embed\.proj\.input$"), "patches"),
     Kind(re.compile(r"(attn\.proj|o_proj)\.input$"), "attention's result"),
     Kind(re.compile(r"down_proj\.input$"), "silu(gate) * up", widened=True),
     Kind(re.compile(r"merger\.mlp\.2\.input$"), "gelu's result", widened=True),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from autovla_rt.export.graph.dialect import Formats
-from autovla_rt.export.graph.ops import Value
+from autovla_rt.export.graph.ops import FLOATS, Value
 from autovla_rt.export.weight_file import ELEMENT_TYPES, WeightFile
 from autovla_rt.export.weight_source import WeightSource
 
@@ -79,7 +79,8 @@ class OnnxOps:
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> Value:
         """Declare a graph input; a string names a dynamic dimension."""
-        self._inputs.append(helper.make_tensor_value_info(name, ELEMENT_TYPES[dtype], list(shape)))
+        element = ELEMENT_TYPES[self._formats.floats if dtype == FLOATS else dtype]
+        self._inputs.append(helper.make_tensor_value_info(name, element, list(shape)))
         return name
 
     def output(self, value: Value, name: str, dtype: str, shape: Sequence[int | str]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from autovla_rt.errors import TargetError
 from autovla_rt.export.graph.dialect import Dialect, Formats
-from autovla_rt.export.graph.ops import Value
+from autovla_rt.export.graph.ops import FLOATS, Value
 from autovla_rt.export.quantize import int4_blockwise, int8_per_channel
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.export.weight_source import WeightSource, matrix_chunks, matrix_shape
@@ -59,7 +59,8 @@ class OpenVinoOps:
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> Value:
         """Declare a model input; a string names a dynamic dimension."""
         sizes = [size if isinstance(size, int) else -1 for size in shape]
-        parameter = ops.parameter(sizes, np.dtype(dtype), name)
+        element = np.dtype("float32" if dtype == FLOATS else dtype)
+        parameter = ops.parameter(sizes, element, name)
         parameter.output(0).set_names({name})
         self._parameters.append(parameter)
         self._values[name] = parameter.output(0)

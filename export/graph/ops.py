@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+FLOATS = "floats"
+
 Value = str
 """Name of a tensor inside the graph."""
 
@@ -19,7 +21,10 @@ class Ops(Protocol):
     """
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> Value:
-        """Declare a graph input; a string names a dynamic dimension."""
+        """Declare a graph input; a string names a dynamic dimension.
+
+        The type `FLOATS` is what the graph computes in.
+        """
         ...
 
     def output(self, value: Value, name: str, dtype: str, shape: Sequence[int | str]) -> None:

@@ -6,7 +6,8 @@ DequantizeLinear. Attention, the cache and products of float weights are in the 
 (`Formats.floats`, float16 for TensorRT); the residual stream, which adds up over all layers, the
 norms, the vision tower's rotation, what comes out of products of codes, layers in fp32 and what
 MLPs make of those are float32. So graph inputs and outputs are float32, as in the other dialects,
-but for the cache. What is float16 is held against a calibration, where there is one.
+but for patches, which a kernel writes, and the cache. What is float16 is held against a
+calibration, where there is one.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Source: Qwen2.5-VL technical report (arXiv 2502.13923), section 2.1.1.
 from __future__ import annotations
 
 from autovla_rt.config import VisionGeometry
-from autovla_rt.export.graph.ops import Ops, Value
+from autovla_rt.export.graph.ops import FLOATS, Ops, Value
 from autovla_rt.export.passes.static_windows import WindowLayout
 
 EPSILON = 1e-6
@@ -18,7 +18,7 @@ def vision_tower(ops: Ops, geometry: VisionGeometry, windows: WindowLayout) -> N
     Patches and features are in the processor's order; inside, windows of a size are neighbours.
     """
     num_patches = windows.patch_order.size
-    patches = ops.input("patches", "float32", ["batch", num_patches, geometry.patch_width])
+    patches = ops.input("patches", FLOATS, ["batch", num_patches, geometry.patch_width])
     states = vision_embedding(ops, geometry, windows, patches)
     for index in range(geometry.depth):
         states = vision_block(ops, geometry, windows, index, states)

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
 
+Grid = tuple[int, int]
+"""(rows, columns) of a frame's patches."""
+
+Pending = Callable[[], Float]
+"""Waits for what is being computed, and returns it."""
+
 
 class VisionEngine(Protocol):
     """The vision tower, compiled for one temporal patch of one camera and batched over them."""
 
-    def encode(self, patches: Float, grid: tuple[int, int]) -> Float:
+    def encode(self, patches: Float, grid: Grid) -> Float:
         """Encode [B, rows*columns, patch_width] patches of one (rows, columns) grid.
 
         Returns:
             [B, rows*columns/merge², hidden] features in the processor's token order.
+        """
+        ...
+
+
+@runtime_checkable
+class FrameEngine(VisionEngine, Protocol):
+    """A vision tower on a device that resizes frames itself, and works while the host goes on."""
+
+    def start(self, frames: Sequence[NDArray[np.uint8]], grid: Grid) -> Pending:
+        """Start encoding one camera's RGB frames [H, W, 3] of one size, pairs one after the other.
+
+        Returns:
+            What waits for the features [len(frames) / 2, rows*columns/merge², hidden]; of one grid
+            there may be as many that were not waited for as there are cameras.
         """
         ...
 
@@ -40,6 +61,11 @@ class LanguageEngine(Protocol):
         """Positions at the front that were filled at load and are never forgotten."""
         ...
 
+    @property
+    def works_ahead(self) -> bool:
+        """Whether a pass that returns no state returns before it is done."""
+        ...
+
     def embed(self, token_ids: NDArray[np.int64]) -> Float:
         """Look up [k] token ids; returns [k, hidden]."""
         ...
@@ -49,7 +75,8 @@ class LanguageEngine(Protocol):
 
         Args:
             embeddings: [k, hidden].
-            last: How many states to return; None takes all k. Fewer cost less.
+            last: How many states to return; None takes all k. Fewer cost less; 0 are for the keys
+                and values alone.
 
         Returns:
             [last, hidden] hidden states after the final norm, those of the last embeddings.

@@ -14,7 +14,7 @@ from autovla_rt.bundle import Bundle
 from autovla_rt.errors import BundleError, CapacityError
 from autovla_rt.kernels.action_head import action_logits
 from autovla_rt.prefix import PREFIX_FILE, Prefix, read_prefix
-from autovla_rt.runtime.backends import Float
+from autovla_rt.runtime.backends import Float, Pending
 
 
 def keep_blas_to_one_thread() -> None:
@@ -65,6 +65,11 @@ class CachedLanguage(ABC):
         """Positions that were filled when the engine was loaded, and stay."""
         return self._prefix_length
 
+    @property
+    def works_ahead(self) -> bool:
+        """Whether a pass that returns no state returns before it is done."""
+        return False
+
     def embed(self, token_ids: NDArray[np.int64]) -> Float:
         """Look up [k] token ids; only their rows are read from the mapped table."""
         rows: Float = self._embeddings[token_ids].astype(np.float32)
@@ -73,18 +78,18 @@ class CachedLanguage(ABC):
     def extend(self, embeddings: Float, last: int | None = None) -> Float:
         """Append [k, hidden] embeddings in one pass; returns the `last` ones' final states."""
         count = embeddings.shape[0]
-        rows = np.arange(0 if last is None else count - last, count)
+        wanted = count if last is None else last
+        rows = np.arange(count - max(wanted, 1), count)
         total = self._length + count
         if total > self._capacity:
             raise CapacityError(
                 f"the sequence needs {total} positions, the engine's KV cache holds "
                 f"{self._capacity}. Build with a larger --kv-capacity."
             )
-        hidden = self._pass(
-            np.ascontiguousarray(self._padded(embeddings), np.float32), self._padded(rows)
-        )
+        padded = np.ascontiguousarray(self._padded(embeddings), np.float32)
+        states = self._pass(padded, self._padded(rows))
         self._length = total
-        return hidden[: len(rows)]
+        return states()[:wanted] if wanted else np.zeros((0, embeddings.shape[1]), np.float32)
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
@@ -124,8 +129,8 @@ class CachedLanguage(ABC):
         """Rows that are added to a pass of so many; at most `SPARE_POSITIONS`."""
 
     @abstractmethod
-    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Float:
-        """Pass [k, hidden] at the positions from `length` on; returns the states of `rows`.
+    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Pending:
+        """Pass [k, hidden] at the positions from `length` on; what returns the states of `rows`.
 
         What it writes beyond `length` is overwritten later.
         """

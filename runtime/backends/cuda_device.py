@@ -1,4 +1,4 @@
-"""An NVIDIA GPU's memory, one stream on it, and CUDA graphs, through the driver alone.
+"""An NVIDIA GPU's memory, streams on it, and CUDA graphs, through the driver alone.
 
 On a GPU of its own memory, what the host writes goes through pinned memory; on Tegra, whose GPU
 shares the CPU's memory, host and GPU look at the same bytes and nothing is copied.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from copy import copy
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from autovla_rt.runtime.backends.cuda_kernels import (
     open_driver,
     require_success,
 )
-from autovla_rt.runtime.backends.executor import Shape
+from autovla_rt.runtime.backends.executor import Fetched, Shape
 
 
 class CudaMemory:
@@ -28,10 +29,13 @@ class CudaMemory:
     Attributes:
         address: For the GPU.
         dtype: Of its elements.
+        used: The last piece of work that uses it, as `CudaDevice.issued` counts them.
+        blocks: What gives it back: calls of the driver, each with the pointer that it takes.
     """
 
-    def __init__(self, address: int, dtype: np.dtype[Any]) -> None:
-        self.address, self.dtype = address, dtype
+    def __init__(self, address: int, dtype: np.dtype[Any], *blocks: tuple[str, int]) -> None:
+        self.address, self.dtype, self.blocks = address, dtype, blocks
+        self.used = 0
 
 
 class CudaBuffer(CudaMemory):
@@ -40,30 +44,51 @@ class CudaBuffer(CudaMemory):
     def __init__(
         self, device: CudaDevice, address: int, host: NDArray[Any], *, shared: bool
     ) -> None:
-        super().__init__(address, host.dtype)
+        blocks = [("cuMemFreeHost", host.ctypes.data), ("cuMemFree", address)]
+        super().__init__(address, host.dtype, *(blocks[:1] if shared else blocks))
         self._device, self._host, self._shared = device, host, shared
-        self._written = -1
-        """How often the device had been waited for when this was last written."""
+        self._copied = device.event()
 
     def write(self, array: NDArray[Any]) -> None:
         """Copy an array to the beginning, after all work that may still read what was there."""
-        device = self._device
-        if device.is_busy or self._written == device.waits:
-            device.wait()
-        self._host[: array.size] = array.reshape(-1)
+        self.host()[: array.size] = array.reshape(-1)
+        self.send(array.size)
+
+    def host(self) -> NDArray[Any]:
+        """Return the host's view [elements], to be written once no work needs what is there.
+
+        `send` then hands it over.
+        """
+        if self.used > self._device.finished:
+            self._device.wait()
+        return self._host
+
+    def send(self, count: int) -> None:
+        """Let work that is put from now on see the first `count` elements of the host's view."""
         if not self._shared:
-            size = array.size * self.dtype.itemsize
-            device.put("cuMemcpyHtoDAsync", self.address, self._host.ctypes.data, size)
-        self._written = device.waits
+            size = count * self.dtype.itemsize
+            self._device.put("cuMemcpyHtoDAsync", self.address, self._host.ctypes.data, size)
+            self._device.uses(self)
 
     def read(self, shape: Shape) -> NDArray[Any]:
         """Return what lies at the beginning, copied, once all work is done."""
-        count = prod(shape)
+        return self.fetch(shape)()
+
+    def fetch(self, shape: Shape) -> Fetched:
+        """Return what waits for the work put so far, and returns what lies at the beginning."""
+        count, device = prod(shape), self._device
         if not self._shared:
             size = count * self.dtype.itemsize
-            self._device.put("cuMemcpyDtoHAsync", self._host.ctypes.data, self.address, size)
-        self._device.wait()
-        return self._host[:count].reshape(shape).copy()
+            device.put("cuMemcpyDtoHAsync", self._host.ctypes.data, self.address, size)
+            device.uses(self)
+        issued = device.issued
+        device.put("cuEventRecord", self._copied)
+
+        def fetched() -> NDArray[Any]:
+            device.wait_for(self._copied, issued)
+            return self._host[:count].reshape(shape).copy()
+
+        return fetched
 
 
 class CudaDevice:
@@ -73,9 +98,8 @@ class CudaDevice:
         sm: Compute capability without the dot.
         name: Of the GPU.
         stream: Handle of the stream that all work goes to.
-        is_busy: Whether anything but copies was put on it since it was last waited for; whoever
-            puts it there says so.
-        waits: How often it was waited for.
+        issued: How many pieces of work were put on it.
+        finished: How many of them are known to be done.
 
     Raises:
         DependencyError: cuda-bindings, the driver or a GPU is missing.
@@ -90,9 +114,18 @@ class CudaDevice:
         self.name = bytes(self._get("cuDeviceGetName", 100, self._handle)).decode().strip("\0 ")
         integrated = self._driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_INTEGRATED
         self._shares_memory = bool(self._get("cuDeviceGetAttribute", integrated, self._handle))
+        self._open_stream()
+
+    def beside(self) -> Self:
+        """Return the same GPU with another stream."""
+        other = copy(self)
+        other._open_stream()
+        return other
+
+    def _open_stream(self) -> None:
         flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
         self.stream = int(self._get("cuStreamCreate", flags))
-        self.is_busy, self.waits = False, 0
+        self.issued = self.finished = 0
 
     def allocate(self, shape: Shape, dtype: str) -> CudaBuffer:
         """Return zeroed memory to be exchanged with the host."""
@@ -112,7 +145,7 @@ class CudaDevice:
         # On the stream, which does not wait for copies that are put elsewhere.
         self.put("cuMemcpyHtoDAsync", address, given.ctypes.data, given.nbytes)
         self.wait()
-        return CudaMemory(address, array.dtype)
+        return CudaMemory(address, array.dtype, ("cuMemFree", address))
 
     def free_memory(self) -> int:
         """Return how many bytes of the GPU's memory are free."""
@@ -123,15 +156,37 @@ class CudaDevice:
         """Return the address of that many bytes of the GPU's own, at least one."""
         return int(self._get("cuMemAlloc", max(size, 1)))
 
+    def release(self, *memory: CudaMemory) -> None:
+        """Give memory back, once all work is done."""
+        self.wait()
+        for call, pointer in (block for of in memory for block in of.blocks):
+            self._done(call, pointer)
+
     def put(self, name: str, *arguments: Any) -> None:
         """Put a call of the driver that takes a stream last on the stream."""
         self._done(name, *arguments, self.stream)
+        self.issued += 1
+
+    def uses(self, *memory: CudaMemory) -> None:
+        """Note that work that was put on the stream just now uses some memory."""
+        self.issued += 1
+        for of in memory:
+            of.used = self.issued
 
     def wait(self) -> None:
         """Wait until all work is done."""
         self._done("cuStreamSynchronize", self.stream)
-        self.waits += 1
-        self.is_busy = False
+        self.finished = self.issued
+
+    def event(self) -> Any:
+        """Return an event that can be put on the stream."""
+        flags = self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
+        return self._get("cuEventCreate", flags)
+
+    def wait_for(self, event: Any, issued: int) -> None:
+        """Wait for an event that was put on the stream after so many pieces of work."""
+        self._done("cuEventSynchronize", event)
+        self.finished = max(self.finished, issued)
 
     def capture(self, work: Callable[[], object]) -> Any:
         """Return a CUDA graph of the work that a function puts on the stream; nothing is run."""

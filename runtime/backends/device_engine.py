@@ -8,6 +8,9 @@ CUDA graph.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +19,9 @@ from numpy.typing import NDArray
 from autovla_rt.bundle import Bundle
 from autovla_rt.config import KV_COPIES
 from autovla_rt.prefix import prefix_length
-from autovla_rt.runtime.backends import Float
+from autovla_rt.runtime.backends import Float, Grid, Pending
 from autovla_rt.runtime.backends.cached_language import CachedLanguage
-from autovla_rt.runtime.backends.executor import Device, fits
+from autovla_rt.runtime.backends.executor import Buffer, Device, FramePatches, Levels, fits
 
 PASS_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64)
 """Rows of passes: shorter ones are padded to the next by repeating the last row.
@@ -27,41 +30,78 @@ So a device meets few shapes: a scaffold with ten actions, one token, a draft. W
 write lies behind the sequence and is overwritten. Longer passes (a prefill) have their own length.
 """
 
-CACHE_TYPES = {"fp32": "float32", "fp16": "float16"}
-"""What a graph computes in between products -> type of its keys and values."""
+FLOAT_TYPES = {"fp32": "float32", "fp16": "float16"}
+"""What a graph computes in between products -> type of its patches, keys and values."""
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """Memory for one camera's pairs of frames, on their way to features."""
+
+    make_patches: FramePatches
+    patches: Buffer
+    features: Buffer
 
 
 class DeviceVision:
-    """The vision tower: one graph per grid, batched over temporal patches."""
+    """The vision tower: one graph per grid, batched over a camera's temporal patches.
+
+    Each camera has memory of its own, so that all can be put on the device's queue one after the
+    other, and one's features be taken while the next one's are computed.
+    """
 
     def __init__(self, bundle: Bundle, device: Device) -> None:
-        vision = bundle.manifest.geometry.vision
-        grids: dict[tuple[int, int], int] = {}
-        for camera in bundle.manifest.cameras:
-            count, rows, columns = camera.grid
-            grids[rows, columns] = grids.get((rows, columns), 0) + count
-        self._width, self._hidden = vision.patch_width, vision.out_hidden_size
-        self._merged = vision.spatial_merge_size**2
-        self._graphs = {
-            grid: device.open(bundle.path(f"vision_{grid[0]}x{grid[1]}.onnx")) for grid in grids
-        }
-        self._memory = {
-            (rows, columns): (
-                device.allocate((count, rows * columns, self._width), "float32"),
-                device.allocate((count, rows * columns // self._merged, self._hidden), "float32"),
+        manifest = bundle.manifest
+        vision = manifest.geometry.vision
+        self._hidden, self._merged = vision.out_hidden_size, vision.spatial_merge_size**2
+        self._lanes: dict[Grid, deque[_Lane]] = {}
+        for camera in manifest.cameras:
+            count, *grid = camera.grid
+            rows, columns = grid
+            tokens = rows * columns // self._merged
+            dtype = FLOAT_TYPES[manifest.precision.activations]
+            lane = _Lane(
+                device.frame_patches((rows, columns), count * vision.temporal_patch_size, manifest),
+                device.allocate((count, rows * columns, vision.patch_width), dtype),
+                device.allocate((count, tokens, self._hidden), "float32"),
             )
-            for (rows, columns), count in grids.items()
+            self._lanes.setdefault((rows, columns), deque()).append(lane)
+        self._clip, self._width = vision.temporal_patch_size, vision.patch_width
+        self._most = {camera.grid[1:]: camera.grid[0] for camera in manifest.cameras}
+        self._graphs = {
+            grid: device.open(bundle.path(f"vision_{grid[0]}x{grid[1]}.onnx"))
+            for grid in self._lanes
         }
 
-    def encode(self, patches: Float, grid: tuple[int, int]) -> Float:
+    def start(self, frames: Sequence[Levels], grid: Grid) -> Pending:
+        """Start encoding one camera's frames; returns what waits for their features."""
+        lane = self._next_lane(grid)
+        lane.make_patches(frames, lane.patches)
+        return self._run(lane, len(frames) // self._clip, grid)
+
+    def encode(self, patches: Float, grid: Grid) -> Float:
         """Encode [B, rows*columns, patch_width] patches of one (rows, columns) grid."""
-        graph, (given, found) = self._graphs[grid], self._memory[grid]
-        shape = len(patches), patches.shape[1] // self._merged, self._hidden
-        given.write(patches)
-        graph.bind("patches", given, patches.shape)
-        graph.bind("features", found, shape)
+        lane, most = self._next_lane(grid), self._most[grid]
+        found = []
+        for start in range(0, len(patches), most):
+            part = patches[start : start + most]
+            lane.patches.write(part)
+            found.append(self._run(lane, len(part), grid)())
+        return np.concatenate(found)
+
+    def _next_lane(self, grid: Grid) -> _Lane:
+        lanes = self._lanes[grid]
+        lanes.rotate(-1)
+        return lanes[-1]
+
+    def _run(self, lane: _Lane, count: int, grid: Grid) -> Pending:
+        rows, columns = grid
+        graph = self._graphs[grid]
+        shape = count, rows * columns // self._merged, self._hidden
+        graph.bind("patches", lane.patches, (count, rows * columns, self._width))
+        graph.bind("features", lane.features, shape)
         graph.run()
-        return found.read(shape)
+        return lane.features.fetch(shape)
 
 
 class DeviceLanguage(CachedLanguage):
@@ -113,7 +153,7 @@ class DeviceLanguage(CachedLanguage):
     def _allocate_caches(self, bundle: Bundle) -> dict[str, list[Any]]:
         """Return the memory of each layer's keys and values: one each where it is used in place."""
         manifest = bundle.manifest
-        dtype, count = CACHE_TYPES[manifest.precision.activations], KV_COPIES[manifest.dialect]
+        dtype, count = FLOAT_TYPES[manifest.precision.activations], KV_COPIES[manifest.dialect]
         empty = np.zeros(self._cache_shape, dtype)
         return {
             f"{layer}.{part}": [self._device.keep(empty) for _ in range(count)]
@@ -132,10 +172,15 @@ class DeviceLanguage(CachedLanguage):
         """The action rows, by the device: float16 on a GPU at every precision."""
         return self._action_head(hidden)
 
+    @property
+    def works_ahead(self) -> bool:
+        """A pass whose states nobody asks for is put on the device's queue, and that is all."""
+        return True
+
     def _padding(self, count: int) -> int:
         return fits(PASS_SIZES, count, self._capacity - self._length) - count
 
-    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Float:
+    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Pending:
         start, count = self._length, len(embeddings)
         given: dict[str, NDArray[Any]] = {
             "embeddings": embeddings,
@@ -152,7 +197,7 @@ class DeviceLanguage(CachedLanguage):
         if not self._in_place:
             self._bind_caches()
         self._model.run()
-        return self._states.read(shape)
+        return self._states.fetch(shape)
 
     def _text_logits(self, hidden: Float) -> Float:
         count = len(hidden)

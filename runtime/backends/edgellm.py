@@ -128,7 +128,7 @@ class EdgeLLM:
             InputError: unusable frames.
             OSError: they cannot be written.
         """
-        resized = self._frames.resized(request.frames, self.model.cameras)
+        resized = self._frames.prepared(request.frames, self.model.cameras)
         paths = {
             camera: [
                 _written(frames / f"{camera}_{index}.png", frame.pixels)

@@ -8,27 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
-from autovla_rt.runtime.backends import Float
+from autovla_rt.bundle import Manifest
+from autovla_rt.runtime.backends import Float, Grid
 
 Shape = tuple[int, ...]
+Levels = NDArray[np.uint8]
 
 ActionHead = Callable[[Float], Float]
 """Final states [m, H] -> logits of the actions [m, N]."""
+
+
+Fetched = Callable[[], NDArray[Any]]
+"""Waits for an array that is being computed and copied, and returns it."""
 
 
 class Buffer(Protocol):
     """Memory that the host writes or reads in every pass, allocated once."""
 
     def write(self, array: NDArray[Any]) -> None:
-        """Copy an array, at most as large as the buffer, to its beginning."""
+        """Copy an array, at most as large as the buffer, to its beginning, in its own type."""
         ...
 
     def read(self, shape: Shape) -> NDArray[Any]:
         """Return what lies at its beginning, copied, once all work on it is done."""
+        ...
+
+    def fetch(self, shape: Shape) -> Fetched:
+        """Return what waits for all work put so far, and returns what lies at its beginning then.
+
+        Of several only the latest may be called.
+        """
         ...
 
 
@@ -47,8 +61,23 @@ class Executor(Protocol):
         ...
 
 
+class FramePatches(Protocol):
+    """Makes a camera's frames the patches that the vision tower reads."""
+
+    def __call__(self, frames: Sequence[Levels], patches: Any) -> None:
+        """Resize RGB frames [H, W, 3] of one size; write their patches to a buffer's beginning.
+
+        See `kernels.patchify`. Every two frames are a temporal patch.
+        """
+        ...
+
+
 class Device(Protocol):
-    """Where graphs are run."""
+    """Where graphs are run: one queue of work, which is done in its order."""
+
+    def beside(self) -> Self:
+        """Return the same device with another queue, whose work may be done beside this one's."""
+        ...
 
     def allocate(self, shape: Shape, dtype: str) -> Buffer:
         """Return zeroed memory to be exchanged with the host; `dtype` is NumPy's name."""
@@ -60,6 +89,10 @@ class Device(Protocol):
 
     def action_head(self, weight: Float) -> ActionHead:
         """Return what multiplies final states [m, H] by the rows of the actions [N, H]."""
+        ...
+
+    def frame_patches(self, grid: Grid, most: int, manifest: Manifest) -> FramePatches:
+        """Return what makes at most `most` frames patches of a grid (rows, columns)."""
         ...
 
     def open(self, graph: Path) -> Executor:

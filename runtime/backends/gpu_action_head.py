@@ -60,11 +60,11 @@ class GpuActionHead:
         rows = len(hidden)
         self._hidden.write(hidden.astype(np.float16))
         addresses = {name: of.address for name, of in self._memory.items()}
-        self._device.is_busy = True
         self._kernels.launch(
             KERNEL,
             (programs(self._actions), 1, 1),
             {**addresses, "rows": rows, "actions": self._actions},
             self._device.stream,
         )
+        self._device.uses(*self._memory.values())
         return self._logits.read((rows, self._actions))

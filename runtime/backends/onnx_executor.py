@@ -6,18 +6,23 @@ the graph says. Products of float16 are computed in float32 there: no evidence f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from autovla_rt.bundle import Manifest
 from autovla_rt.kernels.action_head import action_logits
+from autovla_rt.kernels.patchify import patchify
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
-from autovla_rt.runtime.backends import Float
-from autovla_rt.runtime.backends.executor import ActionHead, Shape
+from autovla_rt.runtime.backends import Float, Grid
+from autovla_rt.runtime.backends.executor import ActionHead, Fetched, Levels, Shape
+from autovla_rt.runtime.frames import bicubic
 
 
 class HostBuffer:
@@ -33,6 +38,24 @@ class HostBuffer:
     def read(self, shape: Shape) -> NDArray[Any]:
         """Return what lies at the beginning, copied."""
         return self.array[: prod(shape)].reshape(shape).copy()
+
+    def fetch(self, shape: Shape) -> Fetched:
+        """Return what does so: there is nothing to wait for."""
+        return lambda: self.read(shape)
+
+
+class HostPatches:
+    """Resizes frames with Pillow and cuts them into patches: what the GPU's kernel does."""
+
+    def __init__(self, grid: Grid, manifest: Manifest) -> None:
+        self._preprocessing, self._vision = manifest.preprocessing, manifest.geometry.vision
+        rows, columns = grid
+        self._size = columns * self._vision.patch_size, rows * self._vision.patch_size
+
+    def __call__(self, frames: Sequence[Levels], patches: HostBuffer) -> None:
+        """Write the patches of frames [H, W, 3]."""
+        resized = [bicubic(Image.fromarray(frame), self._size) for frame in frames]
+        patches.write(patchify(np.stack(resized), self._preprocessing, self._vision))
 
 
 class OnnxExecutor:
@@ -61,6 +84,14 @@ class OnnxDevice:
 
     def __init__(self, threads: int | None = None) -> None:
         self._threads = threads
+
+    def beside(self) -> OnnxDevice:
+        """Return this: one thing is done after the other."""
+        return self
+
+    def frame_patches(self, grid: Grid, most: int, manifest: Manifest) -> HostPatches:  # noqa: ARG002 memory of Pillow's
+        """Return what makes frames patches of a grid (rows, columns)."""
+        return HostPatches(grid, manifest)
 
     def allocate(self, shape: Shape, dtype: str) -> HostBuffer:
         """Return zeroed memory."""

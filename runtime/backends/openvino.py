@@ -17,7 +17,7 @@ from autovla_rt.openvino_model import (
     pass_inputs,
     put_kv_cache,
 )
-from autovla_rt.runtime.backends import Float
+from autovla_rt.runtime.backends import Float, Pending
 from autovla_rt.runtime.backends.cached_language import CachedLanguage, prefix_of
 
 ROWS, ROWS_AMX = 2, 5
@@ -79,7 +79,7 @@ class OpenVinoLanguage(CachedLanguage):
     def _padding(self, count: int) -> int:
         return max(self._least_rows - count, 0)
 
-    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Float:
+    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Pending:
         start, count = self._length, len(embeddings)
         given: dict[str, NDArray[Any]] = {
             "embeddings": embeddings,
@@ -87,7 +87,8 @@ class OpenVinoLanguage(CachedLanguage):
             **{name: table[start : start + count] for name, table in self._tables.items()},
             **pass_inputs(start, count, self._blocks),
         }
-        return self._model.run(given, "hidden")[0]
+        hidden = self._model.run(given, "hidden")[0]
+        return lambda: hidden
 
     def _text_logits(self, hidden: Float) -> Float:
         return self._head.run({"hidden": np.ascontiguousarray(hidden)}, "logits")[0]

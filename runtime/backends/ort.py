@@ -10,7 +10,7 @@ from autovla_rt.config import KV_TYPES, SPARE_POSITIONS, LanguageGeometry
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
 from autovla_rt.prefix import Prefix
-from autovla_rt.runtime.backends import Float
+from autovla_rt.runtime.backends import Float, Pending
 from autovla_rt.runtime.backends.cached_language import CachedLanguage, prefix_of
 
 ROW_MULTIPLE = 2
@@ -90,7 +90,7 @@ class OrtLanguage(CachedLanguage):
     def _padding(self, count: int) -> int:
         return -count % self._row_multiple
 
-    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Float:
+    def _pass(self, embeddings: Float, rows: NDArray[np.int64]) -> Pending:
         hidden = np.empty((len(rows), embeddings.shape[1]), np.float32)
         seqlens, total_length = self._lengths
         total_length[0] = self._length + embeddings.shape[0]
@@ -101,7 +101,7 @@ class OrtLanguage(CachedLanguage):
         self._binding.bind_cpu_input("total_sequence_length", total_length)
         self._binding.bind_output("hidden", "cpu", 0, np.float32, hidden.shape, hidden.ctypes.data)
         self._session.run_with_iobinding(self._binding)
-        return hidden
+        return lambda: hidden
 
     def _text_logits(self, hidden: Float) -> Float:
         (text,) = self._head.run(["logits"], {"hidden": np.ascontiguousarray(hidden)})

@@ -10,14 +10,15 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autovla_rt.bundle import Bundle
+from autovla_rt.bundle import Bundle, Manifest
 from autovla_rt.config import KV_COPIES
 from autovla_rt.errors import BundleError, DependencyError, MemoryShortageError, TargetError
 from autovla_rt.plans import CompiledPlans, plan_name, read_plans
-from autovla_rt.runtime.backends import Float
+from autovla_rt.runtime.backends import Float, Grid
 from autovla_rt.runtime.backends.cuda_device import CudaDevice
 from autovla_rt.runtime.backends.cuda_kernels import CudaKernels
 from autovla_rt.runtime.backends.gpu_action_head import GpuActionHead
+from autovla_rt.runtime.backends.gpu_frame_patches import GpuFramePatches
 from autovla_rt.runtime.backends.tensorrt_executor import Module, TensorRtExecutor
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class TensorRtDevice(CudaDevice):
     Raises:
         DependencyError: TensorRT, cuda-bindings, the driver or a GPU is missing.
         TargetError: the bundle is for another GPU.
-        BundleError: there are no plans for this version of TensorRT and this GPU, or damaged ones.
+        BundleError: there are no plans for this version of TensorRT and this GPU, or no kernels, or
+            damaged ones.
         MemoryShortageError: the GPU has too little free memory.
     """
 
@@ -99,19 +101,19 @@ class TensorRtDevice(CudaDevice):
         super().__init__()
         require_sm(bundle, self.sm, self.name)
         version = self._trt.__version__
-        self._bundle = bundle.folder
         self._folder, plans = read_plans(bundle, LIBRARY, version, self.sm)
         require_gpu_memory(bundle, plans, self.free_memory())
+        self._kernels = CudaKernels(bundle.folder)
         self._logger = self._trt.Logger(self._trt.Logger.WARNING)
         self._runtime: tensorrt_rtx.Runtime = self._trt.Runtime(self._logger)
 
     def action_head(self, weight: Float) -> GpuActionHead:
-        """Return the kernel that the bundle was built with.
+        """Return the kernel that the bundle was built with."""
+        return GpuActionHead(self, self._kernels, weight)
 
-        Raises:
-            BundleError: the bundle has no kernels.
-        """
-        return GpuActionHead(self, CudaKernels(self._bundle), weight)
+    def frame_patches(self, grid: Grid, most: int, manifest: Manifest) -> GpuFramePatches:
+        """Return the kernel that makes at most `most` frames patches of a grid (rows, columns)."""
+        return GpuFramePatches(self, self._kernels, grid, most, manifest)
 
     def open(self, graph: Path) -> TensorRtExecutor:
         """Load the plan of a bundle's graph.

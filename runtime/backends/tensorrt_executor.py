@@ -107,7 +107,6 @@ class TensorRtExecutor:
                     self._device.forget(oldest.graph)
         self._contexts.move_to_end(key)
         shaped = self._contexts[key]
-        self._device.is_busy = True
         if shaped.graph is None and shaped.has_run:
             shaped.graph = self._device.capture(lambda: self._execute(shaped))
         if shaped.graph is None:
@@ -115,6 +114,7 @@ class TensorRtExecutor:
             shaped.has_run = True
         else:
             self._device.replay(shaped.graph)
+        self._device.uses(*(memory for memory, _ in self._bound.values()))
 
     def _context(self) -> tensorrt_rtx.IExecutionContext:
         """Return a new context for what is bound now."""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autovla_rt.kernels.resample import bicubic_axis, resample
+from autovla_rt.kernels.resample import bicubic_axis, resample, rows_first
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -30,6 +30,21 @@ def test_bit_for_bit_pillow(size, resized, contrast):
         frame = (frame > 127).astype(np.uint8) * 255
     expected = np.asarray(Image.fromarray(frame).resize(resized[::-1], BICUBIC))
     np.testing.assert_array_equal(resample(frame[None], resized)[0], expected)
+
+
+def test_it_is_known_where_pillow_takes_the_rows_first():
+    rng = np.random.default_rng(0)
+    differed = 0
+    for _ in range(300):
+        size = tuple(map(int, rng.integers(20, 200, 2)))
+        resized = tuple(int(rng.integers(8, side + 30)) for side in size)
+        frame = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        expected = np.asarray(Image.fromarray(frame).resize(resized[::-1], BICUBIC))
+        is_equal = np.array_equal(resample(frame[None], resized)[0], expected)
+        assert is_equal or rows_first(size, resized), (size, resized)
+        differed += not is_equal
+    assert differed > 50
+    assert not rows_first((1080, 1920), (224, 420))
 
 
 def test_frames_are_resized_each_by_itself():

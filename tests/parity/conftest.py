@@ -16,6 +16,7 @@ from autovla_rt.export.build import build_engine
 from autovla_rt.export.open_model import ModelFiles, open_model
 from autovla_rt.export.progress import NoProgress
 from autovla_rt.export.settings import Settings
+from autovla_rt.runtime.frames import FramePreprocessor
 from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import Request
 
@@ -112,9 +113,9 @@ def reference_inputs():
             text = text.replace("<|video_pad|>", pads, 1)
         text = text.replace("<|placeholder|>", "<|video_pad|>")
         ids = tokenizer(text, return_tensors="pt").input_ids
+        frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
         patches = [
-            planner._cameras._frames.patches(request.frames[c.name], c).reshape(-1, 1176)
-            for c in manifest.cameras
+            frames.patches(request.frames[c.name], c).reshape(-1, 1176) for c in manifest.cameras
         ]
         return {
             "input_ids": ids,

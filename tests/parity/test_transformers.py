@@ -30,8 +30,8 @@ def reference_features(pair, inputs):
 
 def engine_features(pair, request):
     planner = pair.planner
-    features = planner._cameras.encode(request.frames, Trace(), Seen(0))
-    return np.concatenate([features[c.name] for c in planner.bundle.manifest.cameras])
+    features = planner._cameras.start(request.frames, Trace(), Seen(0))
+    return np.concatenate([features[c.name]() for c in planner.bundle.manifest.cameras])
 
 
 def test_vision_features_equal_transformers(pair, driving_request, reference_inputs):

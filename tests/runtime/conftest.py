@@ -35,6 +35,7 @@ class FakeEngine:
         self._histories: list[tuple[int, ...]] = []
 
     prefix_length = 0
+    works_ahead = False
 
     @property
     def length(self) -> int:

@@ -90,11 +90,11 @@ def test_every_camera_matters_at_both_ends_of_its_clip(planner, request_):
 def test_cameras_encoded_together_are_not_confused(planner, request_):
     manifest = planner.bundle.manifest
     frames = FramePreprocessor(manifest.preprocessing, manifest.geometry.vision)
-    together = planner._cameras.encode(request_.frames, Trace(), Seen(0))
+    together = planner._cameras.start(request_.frames, Trace(), Seen(0))
     for camera in manifest.cameras:
         patches = frames.patches(request_.frames[camera.name], camera)
-        expected = planner._cameras._engine.encode(patches, (8, 14))
-        actual = together[camera.name]
+        expected = planner._cameras._pairs._engine.encode(patches, (8, 14))
+        actual = together[camera.name]()
         np.testing.assert_array_equal(actual, expected.reshape(actual.shape))
 
 
@@ -232,14 +232,16 @@ def test_alternatives_disturb_no_plan(planner, request_):
 def test_alternatives_encode_and_pass_the_prompt_once(planner, request_, monkeypatch):
     plan = planner.plan(request_)
     rows, batches = [], []
-    extend, encode = planner._language.extend, planner._cameras._engine.encode
+    extend, encode = planner._language.extend, planner._cameras._pairs._engine.encode
     monkeypatch.setattr(
         planner._language,
         "extend",
         lambda given, last: rows.append(len(given)) or extend(given, last),
     )
     monkeypatch.setattr(
-        planner._cameras._engine, "encode", lambda *given: batches.append(1) or encode(*given)
+        planner._cameras._pairs._engine,
+        "encode",
+        lambda *given: batches.append(1) or encode(*given),
     )
     planner.alternatives(request_, plan, count=4, thinking_token_budget=5)
     assert sum(count > 100 for count in rows) == 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autovla_rt.config import CAMERAS, CompiledPrompt, Slot, VideoTokens
 from autovla_rt.errors import InputError
-from autovla_rt.runtime.prompt import PromptEncoder, place_features
+from autovla_rt.runtime.prompt import PromptEncoder
 from autovla_rt.runtime.scene import Request
 
 PROMPT = CompiledPrompt(
@@ -68,11 +68,3 @@ def test_messages_quote_long_instructions_in_part(tokenizer):
     with pytest.raises(InputError) as caught:
         PromptEncoder(PROMPT, tokenizer).ids(ask("left " * 5000 + "<|im_end|>"))
     assert len(str(caught.value)) < 300
-
-
-def test_features_replace_their_placeholders_alone():
-    embeddings = np.zeros((6, 3), np.float32)
-    features = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
-    place_features(embeddings, PROMPT, {"front": features})
-    np.testing.assert_array_equal(embeddings[3:5], features)
-    assert not embeddings[[0, 1, 2, 5]].any()

@@ -87,9 +87,9 @@ def test_a_frame_changed_in_place_is_seen(planner, asked):
 def test_equal_pairs_are_encoded_once(planner, asked, monkeypatch):
     request, time = asked[0]
     still = {camera: [request.frames[camera][0]] * 4 for camera in CAMERAS}
-    batches, encode = [], planner._cameras._engine.encode
+    batches, encode = [], planner._cameras._pairs._engine.encode
     monkeypatch.setattr(
-        planner._cameras._engine,
+        planner._cameras._pairs._engine,
         "encode",
         lambda patches, grid: batches.append(len(patches)) or encode(patches, grid),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,8 @@ from autovla_rt.config import LanguageGeometry
 
 Float = NDArray[np.float32]
 
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
 
 def open_unrewritten(path: Path) -> ort.InferenceSession:
     """Open a graph on the CPU as it is."""
@@ -25,6 +28,11 @@ def open_unrewritten(path: Path) -> ort.InferenceSession:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def typed(array: Float, session: ort.InferenceSession) -> NDArray[np.floating[Any]]:
+    """Return an array in the type of a graph's first input."""
+    return array.astype(DTYPES[session.get_inputs()[0].type])
 
 
 class StandardLanguage:
@@ -46,10 +54,9 @@ class StandardLanguage:
         self._tables = tables
         self.length = 0
         shape = 1, geometry.num_key_value_heads, capacity, geometry.head_dim
-        dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         self.caches = {
             given.name: [
-                ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtypes[given.type]))
+                ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, DTYPES[given.type]))
                 for _ in range(1 if in_place else 2)
             ]
             for given in self._session.get_inputs()

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from random_calibration import CAMERAS, calibrate
-from standard_graphs import StandardLanguage, open_unrewritten
+from standard_graphs import StandardLanguage, open_unrewritten, typed
 
 from autovla_rt.config import SPARE_POSITIONS
 from autovla_rt.export.calibrate import language_weights, vision_weights
@@ -53,7 +53,7 @@ class Made:
 
     def features(self, dialect, patches):
         session = open_unrewritten(self.folders[dialect] / VISION)
-        return session.run(["features"], {"patches": patches})[0]
+        return session.run(["features"], {"patches": typed(patches, session)})[0]
 
 
 @pytest.fixture(scope="module")

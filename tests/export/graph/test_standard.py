@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from random_calibration import CAMERAS, calibrate
-from standard_graphs import StandardLanguage, observe_layers, open_unrewritten
+from standard_graphs import StandardLanguage, observe_layers, open_unrewritten, typed
 
 from autovla_rt.config import SPARE_POSITIONS
 from autovla_rt.errors import CheckpointError, TargetError
@@ -61,12 +61,22 @@ class Graphs:
     vision: tuple
     language: tuple
 
-    def session(self):
-        return open_unrewritten(self.folder / f"vision_{GRID[0]}x{GRID[1]}.onnx")
+    def session(self, name=f"vision_{GRID[0]}x{GRID[1]}.onnx"):
+        return PatchSession(open_unrewritten(self.folder / name))
 
     def text(self, name="language.onnx"):
         path, geometry = self.folder / name, self.geometry
         return StandardLanguage(path, geometry.language, tables(geometry), CAPACITY)
+
+
+class PatchSession:
+    """A vision tower's, which takes patches in its own type."""
+
+    def __init__(self, session):
+        self.run = lambda names, given: session.run(
+            names, {"patches": typed(given["patches"], session)}
+        )
+        self.get_outputs = session.get_outputs
 
 
 class Remembered:
@@ -177,7 +187,7 @@ def test_every_layer_computes_what_its_format_says(
     weights, formats = getattr(made, part)
     if part == "vision":
         path, layers = observe_layers(made.folder / f"vision_{GRID[0]}x{GRID[1]}.onnx")
-        session = open_unrewritten(path)
+        session = made.session(path.name)
         names = [output.name for output in session.get_outputs()]
         found = dict(zip(names, session.run(names, {"patches": patches}), strict=True))
     else:
@@ -357,7 +367,6 @@ def test_a_value_above_a_quarter_is_warned_of(model, tmp_path, caplog, value):
 
 WIDE_AROUND_CODES = {
     "a norm's result",
-    "patches",
     "added to the residual stream",
     "logits",
 }

@@ -52,7 +52,7 @@ def test_frames_are_what_training_saw(served, request_of_scene, tmp_path):
     body = served.body(request_of_scene, tmp_path)
     videos = [of for of in body["messages"][1]["content"] if of["type"] == "video"]
     frames = FramePreprocessor(served.model.preprocessing, served.model.vision)
-    expected = frames.resized(request_of_scene.frames, served.model.cameras)
+    expected = frames.prepared(request_of_scene.frames, served.model.cameras)
     assert len(videos) == 3
     for video, camera in zip(videos, CAMERAS, strict=True):
         assert (video["fps"], video["do_resize"]) == (2.0, False)

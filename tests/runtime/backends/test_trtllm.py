@@ -11,7 +11,6 @@ from demo_engine import FRAMES
 from autovla_rt.errors import DependencyError
 from autovla_rt.runtime.backends.trtllm import GrammarLogits, load_engine, prompt_table
 from autovla_rt.runtime.planner import Planner
-from autovla_rt.runtime.prompt import place_features
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import read_frames_dir
 from autovla_rt.runtime.trace import Trace
@@ -48,7 +47,8 @@ def test_ids_of_the_table_stand_where_the_features_stand(planner):
     np.testing.assert_array_equal(prompt_ids, before)
     embeddings = rng.standard_normal((vocabulary, hidden)).astype(np.float32)
     expected = embeddings[prompt_ids]
-    place_features(expected, prompt, features)
+    for video in prompt.videos:
+        expected[video.start : video.start + video.count] = features[video.camera]
     np.testing.assert_array_equal(np.concatenate([embeddings, table])[ids], expected)
 
 
