@@ -86,7 +86,7 @@ class Stream:
     stream = 5
 
     def __init__(self, log):
-        self.log, self.is_busy = log, False
+        self.log, self.used = log, []
 
     def scratch(self, size):
         return 4096
@@ -96,6 +96,9 @@ class Stream:
         work()
         self.log.append("end")
         return f"graph {sum(entry == 'begin' for entry in self.log)}"
+
+    def uses(self, *memory):
+        self.used = [of.address for of in memory]
 
     def replay(self, graph):
         self.log.append(("replay", graph))
@@ -129,7 +132,7 @@ def test_a_shape_runs_then_is_captured_then_replayed(made):
     assert log == [run, "begin", run, "end", ("replay", "graph 1"), *2 * [("replay", "graph 1")]]
     (context,) = engine.contexts
     assert (context.scratch, context.addresses) == ((4096, 77), {"x": 100, "y": 200})
-    assert stream.is_busy
+    assert stream.used == [100, 200]
 
 
 def test_every_shape_has_a_context_of_its_own_in_the_profile_that_holds_it(made):
