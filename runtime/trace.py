@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter_ns
+
+DOMAIN = "autovla-rt"
+"""Of the NVTX ranges."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Trace:
     """The spans of one request.
 
     Spans of different names may nest (each keeps its full duration). A name that is entered again
-    later adds up; one entered again while it is still open is not timed twice.
+    later adds up; one entered again while it is still open is not timed twice. Where NVTX is loaded
+    (the TensorRT engine loads it), a span is a range of it as well, which Nsight Systems shows.
 
     Attributes:
         spans: The visits so far, in the order in which they ended.
@@ -31,6 +36,7 @@ class Trace:
         self.spans: list[Span] = []
         self._entered: dict[str, None] = {}
         self._open: set[str] = set()
+        self._nvtx = sys.modules.get("nvtx")
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -40,12 +46,16 @@ class Trace:
             yield
             return
         self._open.add(name)
+        if self._nvtx is not None:
+            self._nvtx.push_range(name, domain=DOMAIN)
         start = perf_counter_ns()
         try:
             yield
         finally:
             self.spans.append(Span(name, start, perf_counter_ns()))
             self._open.remove(name)
+            if self._nvtx is not None:
+                self._nvtx.pop_range(domain=DOMAIN)
 
     def stages_ms(self) -> dict[str, float]:
         """Return the milliseconds spent in each stage, in the order in which they were entered.

@@ -7,6 +7,7 @@ executed by the authors: none of the machines at hand has TensorRT and a GPU.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,8 @@ class TensorRtDevice(CudaDevice):
 
     def __init__(self, bundle: Bundle) -> None:
         self._trt = load_tensorrt()
+        if importlib.util.find_spec("nvtx") is not None:
+            importlib.import_module("nvtx")  # from here on stages are ranges of it: trace.py
         super().__init__()
         require_sm(bundle, self.sm, self.name)
         version = self._trt.__version__

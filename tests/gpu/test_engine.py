@@ -12,6 +12,7 @@ import pytest
 
 from autovla_rt.cuda_driver import NoDriver, probe
 from autovla_rt.errors import DependencyError
+from autovla_rt.kernels.resize import video_grid
 
 pytestmark = pytest.mark.gpu
 
@@ -97,8 +98,16 @@ def test_a_whole_plan_is_made_from_frames(bundle):
 
 def camera_size(bundle, camera):
     """(height, width) of frames that give a camera's grid."""
-    patch = bundle.manifest.geometry.vision.patch_size
-    return camera.grid[1] * patch, camera.grid[2] * patch
+    manifest = bundle.manifest
+    vision = manifest.geometry.vision
+    rows, columns = (side * vision.patch_size for side in camera.grid[1:])
+    scaled = [(round(columns * by), round(rows * by)) for by in np.arange(1, 6, 0.05)]
+    width, height = next(
+        size
+        for size in [(1920, 1080), (1600, 900), *scaled]
+        if video_grid(*size, manifest.preprocessing, vision) == camera.grid
+    )
+    return height, width
 
 
 def test_states_and_logits_in_every_size_of_pass(bundle, engines):

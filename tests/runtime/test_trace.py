@@ -1,6 +1,12 @@
+import os
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+from demo_engine import FRAMES
 
 from autovla_rt.runtime import trace as trace_module
 from autovla_rt.runtime.trace import Trace
@@ -62,3 +68,49 @@ def test_the_real_clock_counts_milliseconds():
     with trace.span("prefill"):
         time.sleep(0.01)
     assert 10 <= trace.stages_ms()["prefill"] < 5000
+
+
+PLAN = """
+import sys
+from pathlib import Path
+{load}
+from autovla_rt.runtime.planner import Planner
+from autovla_rt.runtime.scene import read_frames_dir
+Planner.load(sys.argv[1]).plan(read_frames_dir(Path(sys.argv[2])), mode="fast")
+"""
+
+
+@pytest.fixture(scope="module")
+def ranges(demo, tmp_path_factory):
+    """A function that plans under a tool which NVTX loads; returns what NVTX told it."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler: the tool that listens to NVTX is built by one")
+    tool = tmp_path_factory.mktemp("nvtx") / "listener.so"
+    source = Path(__file__).parents[1] / "support" / "nvtx_listener.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tool, source], check=True)
+
+    def plan(load):
+        words = [sys.executable, "-c", PLAN.format(load=load), demo.engine, FRAMES]
+        environment = {**os.environ, "NVTX_INJECTION64_PATH": str(tool)}
+        done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stderr.splitlines() if line.startswith("nvtx ")]
+
+    return plan
+
+
+def test_stages_are_ranges_of_nvtx(ranges):
+    told = ranges("import nvtx")
+    pushed = [line.partition(" push ")[2] for line in told if " push " in line]
+    stages = ["image_decode", "preprocess", "vision", "prompt", "prefill", "actions"]
+    assert [name for name in dict.fromkeys(pushed) if name in stages] == stages
+    assert all(line.startswith("nvtx autovla-rt ") for line in told)
+    depth = 0
+    for line in told:
+        depth += 1 if " push " in line else -1
+        assert depth >= 0
+    assert depth == 0
+
+
+def test_without_nvtx_nothing_is_told(ranges):
+    assert ranges("") == []

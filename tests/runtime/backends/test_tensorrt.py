@@ -5,6 +5,7 @@ to those of the same graphs on the CPU only if every buffer, order, context, rep
 kernel argument is right. What NVIDIA's own code computes is not tested here.
 """
 
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -137,6 +138,10 @@ def test_one_camera_is_seen_while_the_one_before_is_read(gpu, driver):
     # All three cameras are on the queue before any is waited for.
     assert steps[:6] == [("resize_patchify", True), seen] * 3
     assert steps[6:11] == [wait, read, wait, read, wait]
+
+
+def test_it_loads_nvtx_so_that_stages_are_ranges(loaded):
+    assert "nvtx" in sys.modules
 
 
 def test_passes_that_come_again_are_replayed(loaded, gpu, driver):
