@@ -22,18 +22,23 @@ from quantization import command, model_options
 SCRIPT = REPO / "tests" / "parity" / "rtx_build.py"
 GRAPHS = ("vision_8x14.onnx", "language.onnx", "text_head.onnx")
 
+NEW, OLD = "10.16", "10.3"
 BUILDS = (
-    ("fp16", 86),
-    ("int8_wo", 86),
-    ("int8", 86),
-    ("int8_sq", 86),
-    ("int8_sq/int4_awq", 86),
-    ("fp16/int4_awq", 89),
-    ("fp8", 86),
-    ("fp8", 89),
-    ("fp8", 120),
+    ("fp16", NEW, 86),
+    ("int8_wo", NEW, 86),
+    ("int8", NEW, 86),
+    ("int8_sq", NEW, 86),
+    ("int8_sq/int4_awq", NEW, 86),
+    ("fp16/int4_awq", NEW, 89),
+    ("fp8", NEW, 86),
+    ("fp8", NEW, 89),
+    ("fp8", NEW, 120),
+    ("fp16", OLD, 86),
+    ("int8_sq", OLD, 86),
+    ("fp16/int4_awq", OLD, 86),
+    ("fp8", OLD, 89),
 )
-"""Precision, and compute capability that it is compiled for."""
+"""Precision, TensorRT that the graphs are for, compute capability that they are compiled for."""
 
 CHECKPOINTS = ("fp16", "int8_sq", "int8_sq/int8_sq", "int4_awq", "int8_sq/int4_awq", "fp8")
 UNCALIBRATED = ("fp16", "int8_wo")
@@ -45,21 +50,22 @@ def options(out: Path, precision: str) -> str:
     return f"{model_options(out, 'plain')} {calibration} --precision {precision}"
 
 
-def graphs(out: Path, precision: str) -> Path:
+def graphs(out: Path, precision: str, tensorrt: str) -> Path:
     """Export the graphs, for a device that may compute in all precisions; returns their folder."""
-    folder = out / precision.replace("/", "-")
+    folder = out / f"{precision.replace('/', '-')}-{tensorrt}"
     if not folder.exists():
-        command(f"export all {options(out, precision)} --target rtx-sm89 --out {folder}")
+        words = f"--target rtx-sm89 --tensorrt {tensorrt} --out {folder}"
+        command(f"export all {options(out, precision)} {words}")
     return folder
 
 
-def row(out: Path, precision: str, sm: int) -> str:
+def row(out: Path, precision: str, tensorrt: str, sm: int) -> str:
     """Return a line of the table: layers, seconds and megabytes of each graph, or what was said."""
-    folder = graphs(out, precision)
+    folder = graphs(out, precision, tensorrt)
     words = [sys.executable, "-P", SCRIPT, REPO, sm, *(folder / name for name in GRAPHS)]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
-    cells = [precision, f"{sm // 10}.{sm % 10}"]
+    cells = [precision, tensorrt, f"{sm // 10}.{sm % 10}"]
     for of in found.values():
         if "error" in of:
             cells.append("refused: " + of["error"].partition("It said:\n")[2].splitlines()[0])
@@ -79,9 +85,10 @@ def main() -> None:
     if not (out / "calibration").exists():
         given = f"--scenes {scenes}/scenes --sensor-root {scenes}/sensors --count 16"
         command(f"calibrate {model_options(out, 'plain')} {given} --out {out}/calibration")
-    print("| Precision | SM | Vision | Language | Text head |\n|---|---|---|---|---|")
-    for precision, sm in BUILDS:
-        print(row(out, precision, sm), flush=True)
+    print("| Precision | For TensorRT | SM | Vision | Language | Text head |")
+    print("|---|---|---|---|---|---|")
+    for build in BUILDS:
+        print(row(out, *build), flush=True)
     print("\n| Unified checkpoint | MB |\n|---|---|")
     for precision in CHECKPOINTS:
         folder = out / f"checkpoint-{precision.replace('/', '-')}"

@@ -64,7 +64,7 @@ def made(model, tmp_path_factory):
 
     def export(precision, floats):
         if (precision, floats) not in known:
-            given = calibration if "int8_sq" in precision else None
+            given = calibration if "int8" in precision else None
             chosen = Settings("x", "rtx-sm86", precision, 64, CAPACITY, calibration=given)
             folders = {name: tmp_path_factory.mktemp(name) for name in DIALECTS}
             parts = [of(model, chosen, NoProgress()) for of in (vision_weights, language_weights)]
@@ -126,7 +126,7 @@ def test_features_are_those_of_the_standard_graph(made, patches, precision, floa
 
 
 def test_with_codes_they_are_so_but_for_codes_at_a_border(made, embeddings, patches):
-    graphs = made("int8_sq/int4_awq", "float32")
+    graphs = made("int8/int4", "float32")
     expected = graphs.language("standard").extend(embeddings)
     assert distance(in_passes(graphs.language("plain"), embeddings), expected) < FLIPS
     found, expected = (graphs.features(name, patches) for name in ("plain", "standard"))
@@ -143,7 +143,7 @@ def test_the_last_position_is_reached(made, embeddings):
     close(found, expected, EXACT)
 
 
-@pytest.mark.parametrize(("precision", "floats"), [*SHARES, ("int8_sq/int4_awq", "float16")])
+@pytest.mark.parametrize(("precision", "floats"), [*SHARES, ("int8/int4", "float16")])
 def test_operators_are_those_of_every_tensorrt_10(made, precision, floats):
     folder = made(precision, floats).folders["plain"]
     for name in ("language.onnx", "text_head.onnx", VISION):
