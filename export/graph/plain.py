@@ -48,9 +48,10 @@ class PlainOps(StandardOps):
 
     def __init__(self, source: WeightSource, weights: WeightFile, formats: Formats) -> None:
         super().__init__(source, weights, formats)
-        self._is_new = self._new_row = self._mask = ""
+        self._is_new = self._new_row = self._mask = self._group_mask = ""
         """For all layers, of each position of a cache: whether it is new, bool [capacity, 1]; which
-        new row it is, int64 [capacity]; what is added to scores of it, [k, capacity]."""
+        new row it is, int64 [capacity]; what is added to scores of it, [k, capacity], and to those
+        of all query heads that share a head of the cache, [group * k, capacity]."""
         self._head_dim = 0
 
     def gelu(self, x: Value) -> Value:
@@ -87,23 +88,26 @@ class PlainOps(StandardOps):
         """Causal attention of [1, k, heads*D] over the caches; `sizes` are (heads, kv_heads, D)."""
         num_heads, kv_heads, head_dim = sizes
         group = num_heads // kv_heads
+        if not self._group_mask:
+            self._group_mask = self.concat([self._mask] * group, axis=0)
         grouped = self.reshape(query, [1, -1, kv_heads, group, head_dim])
         (by_head,) = self.node("Transpose", [grouped], perm=[0, 2, 3, 1, 4])
-        (keys, values) = (
-            self.node("Unsqueeze", [of, self.integers(2)])[0] for of in (keys, values)
-        )
-        attended = self._softmax_attention(by_head, keys, values, head_dim, self._mask)
-        (by_row,) = self.node("Transpose", [attended], perm=[0, 3, 1, 2, 4])
+        rows = self.reshape(by_head, [1, kv_heads, -1, head_dim])
+        attended = self._softmax_attention(rows, keys, values, head_dim, self._group_mask)
+        split = self.reshape(attended, [1, kv_heads, group, -1, head_dim])
+        (by_row,) = self.node("Transpose", [split], perm=[0, 3, 1, 2, 4])
         return self.reshape(by_row, [1, -1, num_heads * head_dim])
 
     def _softmax_attention(
         self, query: Value, key: Value, value: Value, head_dim: int, mask: Value | None = None
     ) -> Value:
-        """[..., k, D], [..., n, D], [..., n, D] -> [..., k, D]; the mask is [k, n]."""
+        """[B, heads, m, D], [B, heads, n, D] twice -> [B, heads, m, D]; the mask is [m, n].
+
+        In four dimensions, without broadcasting, TensorRT for RTX fuses it.
+        """
         scale = self._number(1 / sqrt(head_dim), self.formats.floats)
-        rank = 4 if mask is None else 5
-        turned = [*range(rank - 2), rank - 1, rank - 2]
-        operands = [self._product(query, scale), *self.node("Transpose", [key], perm=turned)]
+        turned = self.node("Transpose", [key], perm=[0, 1, 3, 2])
+        operands = [self._product(query, scale), *turned]
         (scores,) = self.node("MatMul", operands)
         if mask is not None:
             (scores,) = self.node("Add", [scores, mask])

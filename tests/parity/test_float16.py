@@ -29,6 +29,7 @@ from autovla_rt.export.calibration.collect import Plan, collect
 from autovla_rt.export.calibration.record import CalibrationRecord
 from autovla_rt.export.emit.graphs import emit_language, emit_vision
 from autovla_rt.export.graph.float16 import INPUT, OUTPUT, ROTATED, SCORES
+from autovla_rt.export.graph.plain import plain_ops
 from autovla_rt.export.graph.standard import DIALECT, StandardOps
 from autovla_rt.export.open_model import open_model
 from autovla_rt.export.passes.static_mrope import VideoSpan, mrope_positions, rotary_tables
@@ -232,6 +233,16 @@ def test_in_float32_it_is_onnx_runtime(scene, wide):
 
 @pytest.mark.parametrize("attention", [FUSED, ROUNDED])
 def test_float16_keeps_the_direction_of_every_token(scene, wide, half, attention):
+    require_directions(scene, wide, half, attention)
+
+
+def test_so_it_does_in_the_plain_dialect(scene, wide, tmp_path):
+    """Whose attention is not fused: scores and probabilities are rounded."""
+    require_directions(scene, wide, scene.export(tmp_path, ops=plain_ops), "in plain operators")
+
+
+def require_directions(scene, wide, half, attention):
+    """Hold what graphs in float16 make of a scene against what those in float32 do."""
     expected = features_of(TorchGraph(wide / VISION), scene)
     vision = TorchGraph(half / VISION, attention=attention)
     features = features_of(vision, scene)

@@ -1,4 +1,4 @@
-"""Graphs of the `standard` dialect in torch, node by node in the graph's own types.
+"""Graphs of the `standard` and `plain` dialects in torch, node by node in the graph's own types.
 
 float16 stays torch.half: every product and every element-wise result is rounded to it, and what is
 beyond it becomes infinite, as on tensor cores; their sums are float32. ONNX Runtime's CPU kernels
@@ -305,15 +305,23 @@ def _gather(inputs: Inputs, attributes: Attributes) -> torch.Tensor:
 
 OPERATORS: dict[str, Callable[[Inputs, Attributes], Any]] = {
     "Add": lambda of, _: of[0] + of[1],
+    "And": lambda of, _: of[0] & of[1],
     "Attention": _attention,
     "Cast": lambda of, to: of[0].to(TYPES[to["to"]]),
     "Concat": lambda of, to: torch.cat(list(of), to["axis"]),
     "DequantizeLinear": _dequantize,
     "Div": lambda of, _: of[0] / of[1],
+    "Erf": lambda of, _: of[0].erf(),
     "Gather": _gather,
     "Gelu": lambda of, _: torch.nn.functional.gelu(of[0]),
     "Gemm": _gemm,
+    "Greater": lambda of, _: of[0] > of[1],
+    "GreaterOrEqual": lambda of, _: of[0] >= of[1],
     "Identity": lambda of, _: of[0],
+    "Less": lambda of, _: of[0] < of[1],
+    "MatMul": lambda of, _: product(of[0], of[1]),
+    "Max": lambda of, _: torch.maximum(of[0], of[1]),
+    "Min": lambda of, _: torch.minimum(of[0], of[1]),
     "Mul": lambda of, _: of[0] * of[1],
     "QuantizeLinear": _quantize,
     "ReduceMean": lambda of, to: of[0].mean(of[1].tolist(), keepdim=bool(to["keepdims"])),
@@ -321,11 +329,13 @@ OPERATORS: dict[str, Callable[[Inputs, Attributes], Any]] = {
     "RotaryEmbedding": _rotary,
     "Sigmoid": lambda of, _: of[0].sigmoid(),
     "Slice": _slice,
+    "Softmax": lambda of, to: of[0].softmax(to["axis"]),
     "Split": _split,
     "Sqrt": lambda of, _: of[0].sqrt(),
     "Sub": lambda of, _: of[0] - of[1],
     "TensorScatter": _scatter,
     "Transpose": lambda of, to: of[0].permute(to["perm"]),
     "Unsqueeze": lambda of, _: of[0].unsqueeze(int(of[1][0])),
+    "Where": lambda of, _: torch.where(of[0], of[1], of[2]),
 }
-"""Every operator that the dialect writes."""
+"""Every operator that the dialects write."""
