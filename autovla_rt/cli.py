@@ -225,7 +225,7 @@ def plan(
 
         print_plan(result)
     if plot is not None:
-        from autovla_rt.runtime.planner import Alternatives
+        from autovla_rt.runtime.plan import Alternatives
         from autovla_rt.runtime.plot import draw_plan
 
         considered = Alternatives()

@@ -168,7 +168,8 @@ def _driver(
         return ConstantVelocityDriver(), None
     from autovla_rt.runtime.device import device_name
     from autovla_rt.runtime.latency import measured_pass_ms
-    from autovla_rt.runtime.planner import Planner, describe_engine
+    from autovla_rt.runtime.plan import describe_engine
+    from autovla_rt.runtime.planner import Planner
 
     planner = Planner.load(engine, threads=threads)
     require_world_layout(planner)

@@ -23,7 +23,7 @@ from rich.text import Text
 from autovla_rt.bundle import Bundle, CalibrationUsed, Quality
 
 if TYPE_CHECKING:
-    from autovla_rt.runtime.planner import Plan
+    from autovla_rt.runtime.plan import Plan
 
 
 class ExportProgress:

@@ -24,7 +24,8 @@ from autovla_rt.bundle import Bundle, load_bundle
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, LanguageEngine
 from autovla_rt.runtime.draft import Draft, corrected
-from autovla_rt.runtime.planner import GREEDY, Planner, open_engines
+from autovla_rt.runtime.engines import open_engines
+from autovla_rt.runtime.planner import GREEDY, Planner
 from autovla_rt.runtime.sampling import Sampler
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.stream import Stream

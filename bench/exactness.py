@@ -37,7 +37,8 @@ from autovla_rt.runtime.camera_encoder import Seen
 from autovla_rt.runtime.decode import Decoded
 from autovla_rt.runtime.decoding_options import Mode
 from autovla_rt.runtime.draft import NO_DRAFT, Draft
-from autovla_rt.runtime.planner import Planner, Prompted, open_engines
+from autovla_rt.runtime.engines import open_engines
+from autovla_rt.runtime.planner import Planner, Prompted
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.stream import Stream

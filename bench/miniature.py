@@ -46,7 +46,8 @@ from autovla_rt.kernels.contour import follow, roll_out
 from autovla_rt.output_file import write_file
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.draft import Refinement
-from autovla_rt.runtime.planner import Plan, Planner
+from autovla_rt.runtime.plan import Plan
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import Request
 
 Record = dict[str, Any]

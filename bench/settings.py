@@ -27,7 +27,7 @@ from autovla_rt.bundle import load_bundle
 from autovla_rt.config import Precision
 from autovla_rt.openvino_library import ov
 from autovla_rt.openvino_model import OpenVinoModel
-from autovla_rt.runtime.planner import open_engines
+from autovla_rt.runtime.engines import open_engines
 
 PREFILL = 833
 ROWS = (2, 10)

@@ -19,7 +19,8 @@ from autovla_rt.demo.tracking import DT
 from autovla_rt.demo.world import World
 from autovla_rt.runtime.decoding_options import Mode
 from autovla_rt.runtime.draft import Refinement
-from autovla_rt.runtime.planner import Plan, Planner
+from autovla_rt.runtime.plan import Plan
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.stream import NOT_MEASURED, Stream
 

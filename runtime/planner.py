@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +15,8 @@ from tokenizers import Tokenizer
 
 from autovla_rt.bundle import Bundle, Manifest, load_bundle, manifest_identity
 from autovla_rt.errors import BundleError, CapacityError, InputError
-from autovla_rt.machine import usable_cores
 from autovla_rt.runtime.actions import Codebook
 from autovla_rt.runtime.backends import Float, FrameEngine, LanguageEngine, VisionEngine
-from autovla_rt.runtime.backends.executor import Device
 from autovla_rt.runtime.camera_encoder import CameraEncoder, Seen
 from autovla_rt.runtime.decode import Decoded, decode, generate
 from autovla_rt.runtime.decoding_options import (
@@ -29,11 +26,12 @@ from autovla_rt.runtime.decoding_options import (
     Mode,
 )
 from autovla_rt.runtime.draft import NO_DRAFT, Draft
+from autovla_rt.runtime.engines import open_engines, require_threads
 from autovla_rt.runtime.frames import FramePreprocessor, for_kernel
 from autovla_rt.runtime.grammar import compile_answer
-from autovla_rt.runtime.memory import require_memory
 from autovla_rt.runtime.motion import constant_motion, steps_of
 from autovla_rt.runtime.pair_encoder import FramePairs, PatchPairs
+from autovla_rt.runtime.plan import Alternatives, Plan, describe_engine
 from autovla_rt.runtime.prompt import PromptEncoder
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
@@ -54,63 +52,6 @@ answer opens with no forced id.
 """
 
 log = logging.getLogger("autovla_rt")
-
-BACKENDS = ("ort", "openvino", "standard", "tensorrt")
-"""Backends that this version runs; the last on an NVIDIA GPU, the others on the CPU."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One answer of the model.
-
-    Attributes:
-        trajectory: [num_poses][x, y, heading], metres and radians in the ego frame (x forward,
-            y left, heading counter-clockwise), `dt` s apart, the first one step ahead.
-        mode: "fast", "slow", or "direct" for a checkpoint without chain of thought.
-        p_slow: The model's own probability of the slow answer; None for "direct".
-        action_tokens: Vocabulary ids of the actions.
-        reasoning: Text of the chain of thought; "" where there was none.
-        finish_reason: Why the reasoning ended: "stop", "thinking_budget", "capacity" or "deadline".
-        status: "ok": a whole answer of fresh frames.
-        forward_passes: Passes of the language model, the prefill included.
-        thinking_tokens: Tokens of the reasoning.
-        drafted: Tokens that were passed as guesses.
-        accepted: How many of them the answer has.
-        stages_ms: Milliseconds of each stage, in order.
-        engine: Name, identity, target, precision, backend and notes of the bundle.
-    """
-
-    trajectory: list[list[float]]
-    mode: str
-    p_slow: float | None
-    action_tokens: list[int]
-    reasoning: str
-    finish_reason: str
-    status: str
-    forward_passes: int
-    thinking_tokens: int
-    drafted: int
-    accepted: int
-    stages_ms: dict[str, float]
-    engine: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain containers, ready for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Alternatives:
-    """What else the model considered for a request.
-
-    Attributes:
-        other_mode: The plan of the mode that was not taken; None without chain of thought, or
-            where that answer does not fit the KV cache.
-        samples: Plans drawn in the mode that was taken, in the order of their seeds.
-    """
-
-    other_mode: Plan | None = None
-    samples: tuple[Plan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +107,7 @@ class Planner:
             InputError: `threads` is not from 1 to the number of cores.
         """
         folder = Path(folder)
-        _require_threads(threads)
+        require_threads(threads)
         for _ in range(LOAD_ATTEMPTS):
             before = manifest_identity(folder)
             try:
@@ -447,84 +388,6 @@ def _modes(plan: Plan) -> tuple[Mode, Mode | None]:
     return modes[plan.mode]
 
 
-def _require_threads(threads: int | None) -> None:
-    """Refuse 0, which ONNX Runtime reads as every core, and more threads than can run at once."""
-    cores = usable_cores()
-    if threads is not None and not 1 <= threads <= cores:
-        raise InputError(
-            f"threads: expected 1 to {cores} (the cores of this process), got {threads}.\n"
-            "Leave it out to use every core."
-        )
-
-
-def open_engines(
-    bundle: Bundle, threads: int | None, *, use_prefix: bool = True
-) -> tuple[VisionEngine, LanguageEngine]:
-    """Open the engines of a bundle's backend.
-
-    Without `use_prefix` the language engine starts empty (to check that nothing changes).
-
-    Raises:
-        BundleError: this version has no such backend, or the engines do not load.
-        DependencyError: the backend's library is missing or of another release.
-        InputError: `threads` is not from 1 to the number of cores.
-        MemoryShortageError: there is too little memory; nothing was loaded.
-    """
-    _require_threads(threads)
-    backend = bundle.manifest.backend
-    if backend not in BACKENDS:
-        raise BundleError(
-            f"{bundle.folder}: built for the backend {backend!r} (target "
-            f"{bundle.manifest.target}), expected one of {', '.join(BACKENDS)}. Run it on its own "
-            "device, or build an engine for this one."
-        )
-    if backend == "tensorrt":
-        from autovla_rt.runtime.backends.tensorrt import TensorRtDevice
-
-        return _device_engines(bundle, TensorRtDevice(bundle), use_prefix=use_prefix)
-    require_memory(bundle)
-    if backend == "openvino":
-        from autovla_rt.runtime.backends.openvino import OpenVinoLanguage, OpenVinoVision
-
-        # Compiling takes one core. The language model orders its weights here, the vision tower
-        # its own in its first pass, so that not both are in memory twice.
-        with ThreadPoolExecutor(1) as beside:
-            vision = beside.submit(OpenVinoVision, bundle, threads)
-            language = OpenVinoLanguage(bundle, threads, use_prefix=use_prefix)
-            return vision.result(), language
-    if backend == "standard":
-        from autovla_rt.runtime.backends.onnx_executor import OnnxDevice
-
-        return _device_engines(bundle, OnnxDevice(threads), use_prefix=use_prefix)
-    from autovla_rt.runtime.backends.ort import OrtLanguage, OrtVision
-
-    return OrtVision(bundle, threads), OrtLanguage(bundle, threads, use_prefix=use_prefix)
-
-
-def _device_engines(
-    bundle: Bundle, device: Device, *, use_prefix: bool
-) -> tuple[VisionEngine, LanguageEngine]:
-    from autovla_rt.runtime.backends.device_engine import DeviceLanguage, DeviceVision
-
-    # On queues of their own, so that one camera is seen while the one before is read.
-    vision = DeviceVision(bundle, device.beside())
-    return vision, DeviceLanguage(bundle, device, use_prefix=use_prefix)
-
-
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
     """The bundle's tokenizer."""
     return Tokenizer.from_file(str(bundle.path("tokenizer.json")))
-
-
-def describe_engine(manifest: Manifest, identity: str) -> dict[str, Any]:
-    """What a plan says about the engine that made it."""
-    return {
-        "name": manifest.name,
-        "sha256": identity,
-        "target": manifest.target,
-        "backend": manifest.backend,
-        "precision": manifest.precision.model_dump(),
-        "checkpoint_sha256": manifest.checkpoint.sha256,
-        "dt": manifest.actions.dt,
-        "notes": list(manifest.notes),
-    }

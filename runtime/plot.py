@@ -32,7 +32,7 @@ from autovla_rt.kernels.contour import BOX_LENGTH, pose_to_corners, transform
 from autovla_rt.output_file import write_file
 from autovla_rt.report import printable
 from autovla_rt.runtime.frame_source import Frame, describe, read_image, to_rgb
-from autovla_rt.runtime.planner import Alternatives, Plan
+from autovla_rt.runtime.plan import Alternatives, Plan
 from autovla_rt.runtime.scene import Request, Trajectory
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from autovla_rt.runtime.decoding_options import DEFAULT_THINKING_TOKEN_BUDGET, M
 from autovla_rt.runtime.device import describe_device
 from autovla_rt.runtime.draft import Refinement
 from autovla_rt.runtime.frame_source import describe, read_image, to_rgb
-from autovla_rt.runtime.planner import Plan, describe_engine
+from autovla_rt.runtime.plan import Plan, describe_engine
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.stream import Stream
 from autovla_rt.runtime.timed_engine import EngineCall, open_timed

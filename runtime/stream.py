@@ -15,12 +15,8 @@ from autovla_rt.runtime.decoding_options import DecodingOptions
 from autovla_rt.runtime.draft import REASONING_AHEAD, Draft
 from autovla_rt.runtime.draft_length import DraftLength
 from autovla_rt.runtime.motion import Poses, carried_on
-from autovla_rt.runtime.planner import (
-    GREEDY,
-    Plan,
-    Planner,
-    Prompted,
-)
+from autovla_rt.runtime.plan import Plan
+from autovla_rt.runtime.planner import GREEDY, Planner, Prompted
 from autovla_rt.runtime.sampling import Sampler, Sampling
 from autovla_rt.runtime.scene import Request
 from autovla_rt.runtime.trace import Trace

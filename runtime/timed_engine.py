@@ -18,7 +18,8 @@ from autovla_rt.runtime.backends import (
     Pending,
     VisionEngine,
 )
-from autovla_rt.runtime.planner import Planner, open_engines
+from autovla_rt.runtime.engines import open_engines
+from autovla_rt.runtime.planner import Planner
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from autovla_rt import openvino_model
 from autovla_rt.bundle import Bundle, load_bundle
 from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.errors import BundleError, DependencyError
-from autovla_rt.runtime.planner import Planner, open_engines
+from autovla_rt.runtime.engines import open_engines
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import read_frames_dir
 
 

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Callable
 from copy import copy
 from math import prod
+from threading import get_ident
 from typing import Any, Self
 
 import numpy as np
@@ -59,6 +60,7 @@ class CudaBuffer(CudaMemory):
 
         `send` then hands it over.
         """
+        self._device.enter()
         if self.used > self._device.finished:
             self._device.wait()
         return self._host
@@ -109,12 +111,19 @@ class CudaDevice:
     def __init__(self) -> None:
         self._driver = open_driver()
         self._handle = self._get("cuDeviceGet", 0)
-        self._done("cuCtxSetCurrent", self._get("cuDevicePrimaryCtxRetain", self._handle))
+        self._context, self._thread = self._get("cuDevicePrimaryCtxRetain", self._handle), 0
+        self.enter()
         self.sm = compute_capability(self._driver)
         self.name = bytes(self._get("cuDeviceGetName", 100, self._handle)).decode().strip("\0 ")
         integrated = self._driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_INTEGRATED
         self._shares_memory = bool(self._get("cuDeviceGetAttribute", integrated, self._handle))
         self._open_stream()
+
+    def enter(self) -> None:
+        """Make the GPU current in this thread, which all that follows needs."""
+        if (thread := get_ident()) != self._thread:
+            self._done("cuCtxSetCurrent", self._context)
+            self._thread = thread
 
     def beside(self) -> Self:
         """Return the same GPU with another stream."""

@@ -26,7 +26,8 @@ from autovla_rt.output_file import make_folder, write_file
 from autovla_rt.runtime.device import describe_device
 from autovla_rt.runtime.evaluation.observation import observe
 from autovla_rt.runtime.evaluation.scene_record import scene_record
-from autovla_rt.runtime.planner import Planner, describe_engine
+from autovla_rt.runtime.plan import describe_engine
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import read_scene
 
 Record = dict[str, Any]

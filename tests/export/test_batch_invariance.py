@@ -22,7 +22,7 @@ from autovla_rt.export.passes.static_mrope import mrope_positions, rotary_tables
 from autovla_rt.export.settings import Settings
 from autovla_rt.export.tensors.model_names import expected_shapes
 from autovla_rt.export.weight_source import ModelWeights
-from autovla_rt.runtime.planner import open_engines
+from autovla_rt.runtime.engines import open_engines
 
 GEOMETRY = Geometry(
     vision=VisionGeometry(

@@ -14,7 +14,7 @@ from autovla_rt.export.targets import (
     target_of,
 )
 from autovla_rt.export.unified_settings import check_unified
-from autovla_rt.runtime.planner import BACKENDS
+from autovla_rt.runtime.engines import BACKENDS
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])

@@ -80,7 +80,8 @@ def test_features_of_frames_started_one_after_the_other(bundle, engines):
 
 
 def test_a_whole_plan_is_made_from_frames(bundle):
-    from autovla_rt.runtime.planner import Planner, open_engines
+    from autovla_rt.runtime.engines import open_engines
+    from autovla_rt.runtime.planner import Planner
     from autovla_rt.runtime.scene import Request
 
     rng = np.random.default_rng(2)

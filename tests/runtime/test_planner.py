@@ -19,8 +19,9 @@ from autovla_rt.errors import BundleError, CapacityError, InputError
 from autovla_rt.runtime import planner as planner_module
 from autovla_rt.runtime.camera_encoder import Seen
 from autovla_rt.runtime.decode import decode
+from autovla_rt.runtime.engines import open_engines
 from autovla_rt.runtime.frames import FramePreprocessor
-from autovla_rt.runtime.planner import Planner, open_engines
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.sampling import Sampling
 from autovla_rt.runtime.scene import Request, read_frames_dir
 from autovla_rt.runtime.trace import Trace

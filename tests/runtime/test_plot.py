@@ -15,7 +15,7 @@ from autovla_rt.config import CAMERAS
 from autovla_rt.errors import InputError
 from autovla_rt.kernels.contour import pose_to_corners
 from autovla_rt.runtime import plot
-from autovla_rt.runtime.planner import Alternatives, Plan
+from autovla_rt.runtime.plan import Alternatives, Plan
 from autovla_rt.runtime.plot import draw_plan, figure_png, plan_figure
 from autovla_rt.runtime.scene import Request
 

@@ -11,6 +11,7 @@ What the driver really does is tested on a device (tests/gpu).
 from __future__ import annotations
 
 import ctypes
+import threading
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -50,7 +51,8 @@ class LazyDriver:
 
     def __init__(self, bundle=None, *, shares_memory=False):
         self.log, self.shares_memory = [], shares_memory
-        self._memory, self._streams, self._events, self._graphs = {}, {}, {}, []
+        self._memory, self._streams, self._graphs = {}, {}, []
+        self._threads = set()
         self._loaded = iter([] if bundle is None else read_index(bundle).cubins)
 
     @property
@@ -59,6 +61,7 @@ class LazyDriver:
 
     def put(self, stream, what, work):
         """Put work on a stream."""
+        assert threading.get_ident() in self._threads, "no context is current in this thread"
         queue = self._streams[stream]
         if queue.captured is None:
             self.log.append((what, stream))
@@ -92,6 +95,7 @@ class LazyDriver:
         return *DONE, 1
 
     def cuCtxSetCurrent(self, _context):
+        self._threads.add(threading.get_ident())
         return DONE
 
     def cuCtxGetDevice(self):

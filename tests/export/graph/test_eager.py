@@ -9,7 +9,7 @@ from autovla_rt.export.graph.eager import Branches, EagerOps, arrays_of
 from autovla_rt.export.graph.language import language_layer
 from autovla_rt.export.graph.vision import vision_block, vision_embedding, vision_merger
 from autovla_rt.export.passes.static_windows import static_windows
-from autovla_rt.runtime.planner import open_engines
+from autovla_rt.runtime.engines import open_engines
 
 ROUNDING = 2e-4
 

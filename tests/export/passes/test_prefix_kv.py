@@ -11,7 +11,8 @@ from autovla_rt.bundle import load_bundle
 from autovla_rt.demo.world_engine import build_world_engine
 from autovla_rt.errors import BundleError
 from autovla_rt.prefix import BINDING, PREFIX_FILE, prefix_length, read_prefix
-from autovla_rt.runtime.planner import Planner, open_engines
+from autovla_rt.runtime.engines import open_engines
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import read_frames_dir
 
 PLAIN = "fp32", "int8", "int4"

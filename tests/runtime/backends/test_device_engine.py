@@ -11,7 +11,8 @@ from autovla_rt.prefix import prefix_length
 from autovla_rt.runtime.backends.device_engine import PASS_SIZES, DeviceLanguage
 from autovla_rt.runtime.backends.executor import fits
 from autovla_rt.runtime.backends.onnx_executor import HostBuffer, OnnxDevice
-from autovla_rt.runtime.planner import Planner, open_engines
+from autovla_rt.runtime.engines import open_engines
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import read_scene
 
 SIZE = ("--frame-size", "392x224")

@@ -19,7 +19,8 @@ from autovla_rt.export.build import build_engine
 from autovla_rt.export.open_model import open_model
 from autovla_rt.export.progress import NoProgress
 from autovla_rt.export.settings import Settings
-from autovla_rt.runtime.planner import Planner, open_engines
+from autovla_rt.runtime.engines import open_engines
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import read_frames_dir
 
 checkpoint, engine, frames, out = map(Path, sys.argv[1:])

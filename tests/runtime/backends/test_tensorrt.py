@@ -6,6 +6,7 @@ kernel argument is right. What NVIDIA's own code computes is not tested here.
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -21,7 +22,8 @@ from autovla_rt.kernels.action_head import action_logits
 from autovla_rt.runtime.backends import cuda_device, cuda_kernels, tensorrt
 from autovla_rt.runtime.backends.device_engine import DeviceLanguage, DeviceVision
 from autovla_rt.runtime.backends.onnx_executor import OnnxDevice
-from autovla_rt.runtime.planner import Planner, open_engines
+from autovla_rt.runtime.engines import open_engines
+from autovla_rt.runtime.planner import Planner
 from autovla_rt.runtime.scene import read_scene
 from autovla_rt.runtime.stream import Stream
 
@@ -152,6 +154,13 @@ def test_passes_that_come_again_are_replayed(loaded, gpu, driver):
     names = {what for what, _ in driver.log}
     assert "replay" in names
     assert names.isdisjoint(engine.name for engine in loaded.trt.engines)
+
+
+def test_another_thread_than_the_one_that_loaded_it_may_plan(gpu, cpu):
+    (request,) = requests(1)
+    with ThreadPoolExecutor(1) as other:
+        found = other.submit(gpu.plan, request, mode="fast").result()
+    assert told(found) == told(cpu.plan(request, mode="fast"))
 
 
 def test_frames_of_another_size_take_the_place_of_the_last_ones(gpu, cpu, driver):
