@@ -31,14 +31,13 @@ Sizing = Mapping[str, Sizes]
 def pass_profiles(bundle: Bundle) -> list[Sizing]:
     """Return the sizes of a language model's passes: the short ones, then a prompt's.
 
-    k rows enter a pass, m of their states are read; `batch` temporal patches enter the vision
-    tower, half of them again at the next tick.
+    k rows enter a pass, m of their states are read. A prompt is passed camera by camera. `batch`
+    temporal patches of one camera enter the vision tower, one in a stream.
     """
-    prompt, capacity = bundle.prompt(), bundle.manifest.kv_capacity
+    cameras, capacity = bundle.manifest.cameras, bundle.manifest.kv_capacity
     short = PASS_SIZES[-1]
-    patches = sum(camera.grid[0] for camera in bundle.manifest.cameras)
-    batch = Sizes(1, max(patches // 2, 1), patches)
-    usual = min(max(len(prompt.prefix_ids), short + 1), capacity)
+    batch = Sizes(1, 1, max(camera.grid[0] for camera in cameras))
+    usual = min(max(len(bundle.prompt().prefix_ids) // len(cameras), short + 1), capacity)
     few = Sizes(1, 2, short)
     return [
         {"k": Sizes(1, USUAL_PASS, short), "m": few, "batch": batch},

@@ -73,7 +73,7 @@ class FramePairs:
         for camera, pairs in new.items():
             frames = [frame.pixels for pair in pairs.values() for frame in pair]
             with trace.span("preprocess"):
-                features = cache(self._engine.start(frames, camera.grid[1:]))
+                features = cache(self._engine.start(frames, camera))
             found.update((key, _row(features, index)) for index, key in enumerate(pairs))
         return found
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.bundle import Bundle
+from autovla_rt.config import Camera
 from autovla_rt.runtime.backends import (
     Float,
     FrameEngine,
-    Grid,
     LanguageEngine,
     Pending,
     VisionEngine,
@@ -65,11 +65,12 @@ class TimedFrames(TimedVision):
         super().__init__(engine, calls)
         self._frames = engine
 
-    def start(self, frames: Sequence[NDArray[np.uint8]], grid: Grid) -> Pending:
+    def start(self, frames: Sequence[NDArray[np.uint8]], camera: Camera) -> Pending:
         """Start, as the engine does."""
         start = perf_counter_ns()
-        pending = self._frames.start(frames, grid)
-        rows = len(frames) // 2 * grid[0] * grid[1]
+        pending = self._frames.start(frames, camera)
+        _, height, width = camera.grid
+        rows = len(frames) // 2 * height * width
         self._calls.append(EngineCall("vision start", rows, start, perf_counter_ns()))
 
         def features() -> Float:

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from autovla_rt.config import Camera
+
 Float = NDArray[np.float32]
 
 Grid = tuple[int, int]
@@ -33,12 +35,12 @@ class VisionEngine(Protocol):
 class FrameEngine(VisionEngine, Protocol):
     """A vision tower on a device that resizes frames itself, and works while the host goes on."""
 
-    def start(self, frames: Sequence[NDArray[np.uint8]], grid: Grid) -> Pending:
-        """Start encoding one camera's RGB frames [H, W, 3] of one size, pairs one after the other.
+    def start(self, frames: Sequence[NDArray[np.uint8]], camera: Camera) -> Pending:
+        """Start encoding a camera's RGB frames [H, W, 3] of one size, pairs one after the other.
 
         Returns:
-            What waits for the features [len(frames) / 2, rows*columns/merge², hidden]; of one grid
-            there may be as many that were not waited for as there are cameras.
+            What waits for the features [len(frames) / 2, rows*columns/merge², hidden]; to be called
+            before the camera's next frames are started.
         """
         ...
 

@@ -8,7 +8,6 @@ CUDA graph.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autovla_rt.bundle import Bundle
-from autovla_rt.config import KV_COPIES
+from autovla_rt.bundle import Bundle, Manifest
+from autovla_rt.config import KV_COPIES, Camera
 from autovla_rt.prefix import prefix_length
 from autovla_rt.runtime.backends import Float, Grid, Pending
 from autovla_rt.runtime.backends.cached_language import CachedLanguage
@@ -38,6 +37,8 @@ FLOAT_TYPES = {"fp32": "float32", "fp16": "float16"}
 class _Lane:
     """Memory for one camera's pairs of frames, on their way to features."""
 
+    grid: Grid
+    most: int
     make_patches: FramePatches
     patches: Buffer
     features: Buffer
@@ -51,52 +52,48 @@ class DeviceVision:
     """
 
     def __init__(self, bundle: Bundle, device: Device) -> None:
-        manifest = bundle.manifest
-        vision = manifest.geometry.vision
-        self._hidden, self._merged = vision.out_hidden_size, vision.spatial_merge_size**2
-        self._lanes: dict[Grid, deque[_Lane]] = {}
-        for camera in manifest.cameras:
-            count, *grid = camera.grid
-            rows, columns = grid
-            tokens = rows * columns // self._merged
-            dtype = FLOAT_TYPES[manifest.precision.activations]
-            lane = _Lane(
-                device.frame_patches((rows, columns), count * vision.temporal_patch_size, manifest),
-                device.allocate((count, rows * columns, vision.patch_width), dtype),
-                device.allocate((count, tokens, self._hidden), "float32"),
-            )
-            self._lanes.setdefault((rows, columns), deque()).append(lane)
-        self._clip, self._width = vision.temporal_patch_size, vision.patch_width
-        self._most = {camera.grid[1:]: camera.grid[0] for camera in manifest.cameras}
+        vision = bundle.manifest.geometry.vision
+        self._width, self._hidden = vision.patch_width, vision.out_hidden_size
+        self._merged, self._clip = vision.spatial_merge_size**2, vision.temporal_patch_size
+        self._lanes = {
+            camera.name: self._lane(bundle.manifest, camera, device)
+            for camera in bundle.manifest.cameras
+        }
         self._graphs = {
-            grid: device.open(bundle.path(f"vision_{grid[0]}x{grid[1]}.onnx"))
-            for grid in self._lanes
+            (rows, columns): device.open(bundle.path(f"vision_{rows}x{columns}.onnx"))
+            for rows, columns in {lane.grid for lane in self._lanes.values()}
         }
 
-    def start(self, frames: Sequence[Levels], grid: Grid) -> Pending:
-        """Start encoding one camera's frames; returns what waits for their features."""
-        lane = self._next_lane(grid)
+    def _lane(self, manifest: Manifest, camera: Camera, device: Device) -> _Lane:
+        most, rows, columns = camera.grid
+        patches, dtype = rows * columns, FLOAT_TYPES[manifest.precision.activations]
+        return _Lane(
+            (rows, columns),
+            most,
+            device.frame_patches((rows, columns), most * self._clip, manifest),
+            device.allocate((most, patches, self._width), dtype),
+            device.allocate((most, patches // self._merged, self._hidden), "float32"),
+        )
+
+    def start(self, frames: Sequence[Levels], camera: Camera) -> Pending:
+        """Start encoding a camera's frames; returns what waits for their features."""
+        lane = self._lanes[camera.name]
         lane.make_patches(frames, lane.patches)
-        return self._run(lane, len(frames) // self._clip, grid)
+        return self._run(lane, len(frames) // self._clip)
 
     def encode(self, patches: Float, grid: Grid) -> Float:
         """Encode [B, rows*columns, patch_width] patches of one (rows, columns) grid."""
-        lane, most = self._next_lane(grid), self._most[grid]
+        lane = next(of for of in self._lanes.values() if of.grid == grid)
         found = []
-        for start in range(0, len(patches), most):
-            part = patches[start : start + most]
+        for start in range(0, len(patches), lane.most):
+            part = patches[start : start + lane.most]
             lane.patches.write(part)
-            found.append(self._run(lane, len(part), grid)())
+            found.append(self._run(lane, len(part))())
         return np.concatenate(found)
 
-    def _next_lane(self, grid: Grid) -> _Lane:
-        lanes = self._lanes[grid]
-        lanes.rotate(-1)
-        return lanes[-1]
-
-    def _run(self, lane: _Lane, count: int, grid: Grid) -> Pending:
-        rows, columns = grid
-        graph = self._graphs[grid]
+    def _run(self, lane: _Lane, count: int) -> Pending:
+        rows, columns = lane.grid
+        graph = self._graphs[lane.grid]
         shape = count, rows * columns // self._merged, self._hidden
         graph.bind("patches", lane.patches, (count, rows * columns, self._width))
         graph.bind("features", lane.features, shape)

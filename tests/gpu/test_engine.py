@@ -72,7 +72,7 @@ def test_features_of_frames_started_one_after_the_other(bundle, engines):
     found = {}
     for name, (vision, _) in engines.items():
         pairs = zip(cameras, frames, strict=True)
-        waiting = [vision.start(of, camera.grid[1:]) for camera, of in pairs]
+        waiting = [vision.start(of, camera) for camera, of in pairs]
         found[name] = np.concatenate([features().reshape(-1) for features in waiting])
     width = bundle.manifest.geometry.vision.out_hidden_size
     ours, theirs = (of.reshape(-1, width) for of in found.values())
