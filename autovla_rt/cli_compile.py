@@ -33,7 +33,7 @@ def compile_(
 
     bundle = load_bundle(engine)
     if without_gpu:
-        sm, device = bundle.manifest.sm or 0, "none: compiled without a GPU"
+        sm, device, cuda = bundle.manifest.sm or 0, "none: compiled without a GPU", None
         compiler, memory = load_tensorrt("tensorrt_rtx"), ASSUMED_MEMORY
     else:
         driver = probe()
@@ -43,13 +43,13 @@ def compile_(
                 f"Run this on the device; or {driver.fix}; or check the graphs with --without-gpu."
             )
         gpu = driver.devices[0]
-        sm, device, memory = gpu.sm, gpu.name, gpu.memory
+        sm, device, memory, cuda = gpu.sm, gpu.name, gpu.memory, driver.cuda
         compiler = load_tensorrt()
 
     def told(line: str) -> None:
         typer.echo(line, err=True)
 
     folder = compile_engine(
-        bundle, compiler, sm=sm, device=device, memory=memory, told=told, again=again
+        bundle, compiler, sm=sm, device=device, memory=memory, cuda=cuda, told=told, again=again
     )
     typer.echo(f"compiled: {folder}", err=True)

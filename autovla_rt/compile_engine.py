@@ -52,6 +52,7 @@ def compile_engine(
     sm: int,
     device: str,
     memory: int,
+    cuda: str | None,
     told: Callable[[str], None],
     again: bool = False,
 ) -> Path:
@@ -63,6 +64,7 @@ def compile_engine(
         sm: Compute capability that it is for.
         device: The GPU's name, or that there is none.
         memory: Bytes of the GPU's memory, which the workspace is fitted to.
+        cuda: Newest CUDA that the driver runs, as 13.0; None without a GPU.
         told: Is called with what was done.
         again: Replace plans that are there.
 
@@ -109,6 +111,7 @@ def compile_engine(
             version=compiler.__version__,
             sm=sm,
             device=device,
+            cuda=cuda,
             workspace=workspace,
             files=files,
             layers=layers,

@@ -28,6 +28,7 @@ class CompiledPlans(Model):
         version: Of it.
         sm: Compute capability without the dot.
         device: Name of the GPU, or that there was none.
+        cuda: Newest CUDA that its driver ran, as 13.0; None without a GPU.
         workspace: Bytes that tactics could take.
         files: Size and sha256 of each plan.
         layers: Of each graph's network.
@@ -39,6 +40,7 @@ class CompiledPlans(Model):
     version: str
     sm: int
     device: str
+    cuda: str | None
     workspace: int
     files: dict[str, FileRecord]
     layers: dict[str, int]

@@ -11,7 +11,7 @@ from autovla_rt.bundle import load_bundle
 from autovla_rt.compile_engine import compile_engine
 from autovla_rt.errors import BundleError, MemoryShortageError, TargetError
 from autovla_rt.plans import RECORD, read_plans
-from autovla_rt.runtime.backends.tensorrt import require_gpu_memory, require_sm
+from autovla_rt.runtime.backends.tensorrt import require_driver, require_gpu_memory, require_sm
 
 RTX = pytest.importorskip("tensorrt_rtx")
 SIZE = ("--frame-size", "392x224")
@@ -146,7 +146,9 @@ def test_a_tensorrt_that_lacks_layers_of_the_graphs_is_refused_naming_both(origi
     old = ModuleType("tensorrt")  # asked for its name and version alone
     old.__version__ = "10.3.0"
     with pytest.raises(TargetError) as raised:
-        compile_engine(load_bundle(original), old, sm=86, device="A10", memory=1, told=print)
+        compile_engine(
+            load_bundle(original), old, sm=86, device="A10", memory=1, cuda="13.0", told=print
+        )
     assert "need TensorRT 10.15 or newer, got 10.3.0" in str(raised.value)
     assert "--tensorrt 10.3.0" in str(raised.value)
 
@@ -179,6 +181,17 @@ def test_an_engine_of_one_gpu_is_refused_on_another_naming_both(compiled):
         require_sm(load_bundle(compiled), 90, "NVIDIA H100")
     assert "built for rtx-sm86 (SM 8.6), got NVIDIA H100 (SM 9.0)" in str(raised.value)
     require_sm(load_bundle(compiled), 86, "NVIDIA A10")
+
+
+def test_plans_of_a_newer_driver_are_refused_naming_both(compiled):
+    bundle, (_, record) = load_bundle(compiled), read(compiled)
+    require_driver(bundle, record, "12.0")  # compiled without a GPU
+    made = record.model_copy(update={"cuda": "13.10"})
+    with pytest.raises(BundleError) as raised:
+        require_driver(bundle, made, "13.2")
+    assert "a driver that runs CUDA 13.10, got one that runs 13.2" in str(raised.value)
+    require_driver(bundle, made, "13.10")
+    require_driver(bundle, made, "14.0")
 
 
 def test_a_gpu_with_too_little_free_memory_is_refused_with_both_numbers(compiled):

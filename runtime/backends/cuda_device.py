@@ -99,6 +99,7 @@ class CudaDevice:
     Attributes:
         sm: Compute capability without the dot.
         name: Of the GPU.
+        cuda: Newest CUDA that the driver runs, as 13.0.
         stream: Handle of the stream that all work goes to.
         issued: How many pieces of work were put on it.
         finished: How many of them are known to be done.
@@ -115,6 +116,8 @@ class CudaDevice:
         self.enter()
         self.sm = compute_capability(self._driver)
         self.name = bytes(self._get("cuDeviceGetName", 100, self._handle)).decode().strip("\0 ")
+        version = int(self._get("cuDriverGetVersion"))
+        self.cuda = f"{version // 1000}.{version % 1000 // 10}"
         integrated = self._driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_INTEGRATED
         self._shares_memory = bool(self._get("cuDeviceGetAttribute", integrated, self._handle))
         self._open_stream()

@@ -86,6 +86,24 @@ def require_gpu_memory(bundle: Bundle, plans: CompiledPlans, free: int) -> None:
         )
 
 
+def require_driver(bundle: Bundle, plans: CompiledPlans, found: str) -> None:
+    """Refuse plans that were compiled with a newer driver.
+
+    Raises:
+        BundleError: theirs ran a newer CUDA than `found`.
+    """
+    if plans.cuda is not None and _version(found) < _version(plans.cuda):
+        raise BundleError(
+            f"{bundle.folder}: compiled with a driver that runs CUDA {plans.cuda}, got one that "
+            f"runs {found}.\nUpdate the driver (on a Jetson JetPack), or compile the plans again: "
+            f"autovla-rt compile --engine {bundle.folder} --again"
+        )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
 class TensorRtDevice(CudaDevice):
     """The GPU, and the plans of one bundle for it.
 
@@ -93,7 +111,7 @@ class TensorRtDevice(CudaDevice):
         DependencyError: TensorRT, cuda-bindings, the driver or a GPU is missing.
         TargetError: the bundle is for another GPU.
         BundleError: there are no plans for this version of TensorRT and this GPU, or no kernels, or
-            damaged ones.
+            damaged ones, or plans of a newer driver.
         MemoryShortageError: the GPU has too little free memory.
     """
 
@@ -105,6 +123,7 @@ class TensorRtDevice(CudaDevice):
         require_sm(bundle, self.sm, self.name)
         version = self._trt.__version__
         self._folder, plans = read_plans(bundle, LIBRARY, version, self.sm)
+        require_driver(bundle, plans, self.cuda)
         require_gpu_memory(bundle, plans, self.free_memory())
         self._kernels = CudaKernels(bundle.folder)
         self._logger = self._trt.Logger(self._trt.Logger.WARNING)

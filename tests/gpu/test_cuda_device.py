@@ -48,6 +48,10 @@ def test_what_is_written_is_read_and_the_rest_is_zero(device, dtype):
     assert not read.reshape(-1)[7:].any()
 
 
+def test_the_driver_says_which_cuda_it_runs(device):
+    assert tuple(map(int, device.cuda.split("."))) >= (12, 0)
+
+
 def test_kept_memory_holds_its_array(device):
     array = np.random.default_rng(0).standard_normal((1000, 333)).astype(np.float32)
     kept, buffer = device.keep(array), device.allocate(array.shape, "float32")

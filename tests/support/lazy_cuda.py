@@ -133,6 +133,9 @@ class LazyDriver:
 
     cuMemFreeHost = cuMemFree
 
+    def cuDriverGetVersion(self):
+        return *DONE, 13020
+
     def cuMemGetInfo(self):
         return *DONE, 8 << 30, 8 << 30
 

@@ -138,5 +138,11 @@ def compile_lazily(bundle, trt, monkeypatch):
 
     monkeypatch.setattr(compile_engine, "build_engine_plan", build)
     compile_engine.compile_engine(
-        bundle, trt, sm=bundle.manifest.sm, device="none", memory=1 << 30, told=lambda _line: None
+        bundle,
+        trt,
+        sm=bundle.manifest.sm,
+        device="none",
+        memory=1 << 30,
+        cuda="13.2",
+        told=lambda _line: None,
     )
