@@ -73,10 +73,10 @@ class FakeEngine:
 
     def action_logits(self, hidden):
         self.calls.append(("action_logits", hidden.shape[0]))
-        return self._rows(hidden)[:, self.action_start_id :]
+        return self._rows(hidden, self.action_start_id)
 
-    def _rows(self, hidden):
-        return np.stack([self.rule(self._histories[int(n)]) for n in hidden[:, 0]])
+    def _rows(self, hidden, start=0):
+        return np.stack([self.rule(self._histories[int(n)])[start:] for n in hidden[:, 0]])
 
     def count(self, name: str) -> int:
         return sum(call == name for call, _ in self.calls)

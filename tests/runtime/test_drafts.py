@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -143,13 +143,16 @@ def test_samples_with_drafts_have_the_models_distribution(fake_engine, cot_gramm
     likely = [3, 7, 11]
     chances = np.array([0.6, 0.3, 0.1])
 
-    def rule(history):
+    @cache
+    def turned(turn):
         logits = np.full(VOCAB, -np.inf, np.float32)
         logits[cot_grammar.choice.fast_id] = 0
-        # the second action depends on the first, whether that was guessed or not
-        turn = history[-1] % 3 if history[-1] >= START else 0
         logits[[START + index for index in likely]] = np.log(np.roll(chances, turn))
         return logits
+
+    def rule(history):
+        # the second action depends on the first, whether that was guessed or not
+        return turned(history[-1] % 3 if history[-1] >= START else 0)
 
     drawn = np.array(
         [
