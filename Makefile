@@ -46,9 +46,9 @@ demo-model: demo-model-sft  ## Train the demo checkpoint anew in build/demo-mode
 	$(BIN)/python -m autovla_rt.demo.reinforce build/demo-model --from build/demo-model-sft
 
 test: $(VENV)/dev.stamp  ## Run the tests
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/demo
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/demo
 	# In processes of their own: torch's training crashes where OpenVINO computed before.
-	$(BIN)/pytest -n 2 --dist loadfile tests/demo
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/demo
 
 lint: $(VENV)/dev.stamp  ## Check style, types and import contracts
 	$(BIN)/ruff check .

@@ -11,6 +11,29 @@ from tokenizers import AddedToken, Tokenizer
 REPO = Path(__file__).resolve().parents[1]
 PROCESSOR = REPO.parent / "shared" / "qwen2.5-vl-processor"
 
+LONGEST = (
+    "test_tensorrt_rtx.py",
+    "test_transformers.py",
+    "test_compile.py",
+    "test_cli_evaluate.py",
+    "test_tensorrt.py",
+    "test_device_engine.py",
+    "test_fit.py",
+    "test_float16.py",
+    "test_standard.py",
+    "test_cli_world.py",
+    "test_sft.py",
+    "test_grpo.py",
+    "test_bench_race.py",
+)
+"""Files that take longest: they begin, so that two workers, a file at a time, end together."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first, for pytest -n 2 --dist loadfile --no-loadscope-reorder."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def qwen_processor(tmp_path_factory):
