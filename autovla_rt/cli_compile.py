@@ -24,11 +24,16 @@ def compile_(
             "not there: rtx-* targets. The plans do not run on a device.",
         ),
     ] = False,
+    memory_unchecked: Annotated[
+        bool,
+        typer.Option("--memory-unchecked", help="Compile even where memory seems too little."),
+    ] = False,
 ) -> None:
     """Compile a bundle's graphs with TensorRT, on the device that it was built for."""
     from autovla_rt.bundle import load_bundle
     from autovla_rt.compile_engine import compile_engine
     from autovla_rt.cuda_driver import NoDriver, probe
+    from autovla_rt.machine import free_memory, free_swap
     from autovla_rt.runtime.backends.tensorrt import load_tensorrt
 
     bundle = load_bundle(engine)
@@ -49,7 +54,16 @@ def compile_(
     def told(line: str) -> None:
         typer.echo(line, err=True)
 
+    free = free_memory()
     folder = compile_engine(
-        bundle, compiler, sm=sm, device=device, memory=memory, cuda=cuda, told=told, again=again
+        bundle,
+        compiler,
+        sm=sm,
+        device=device,
+        memory=memory,
+        cuda=cuda,
+        free=None if free is None or memory_unchecked else free + free_swap(),
+        told=told,
+        again=again,
     )
     typer.echo(f"compiled: {folder}", err=True)

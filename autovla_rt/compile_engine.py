@@ -10,8 +10,9 @@ from typing import Any
 from autovla_rt.bundle import Bundle, FileRecord, sha256_of
 from autovla_rt.bundle_writer import folder_writer, storage_error
 from autovla_rt.config import TENSORRT_SINCE
-from autovla_rt.errors import TargetError
+from autovla_rt.errors import MemoryShortageError, TargetError
 from autovla_rt.export.emit.tensorrt import EnginePlan, Sizes, build_engine_plan
+from autovla_rt.export.engine_memory import LANGUAGE, VISION, compiler_memory
 from autovla_rt.output_file import write_file
 from autovla_rt.plans import RECORD, CompiledPlans, graphs_of, plan_name, plans_folder
 from autovla_rt.runtime.backends.device_engine import PASS_SIZES
@@ -53,6 +54,7 @@ def compile_engine(
     device: str,
     memory: int,
     cuda: str | None,
+    free: int | None,
     told: Callable[[str], None],
     again: bool = False,
 ) -> Path:
@@ -65,12 +67,15 @@ def compile_engine(
         device: The GPU's name, or that there is none.
         memory: Bytes of the GPU's memory, which the workspace is fitted to.
         cuda: Newest CUDA that the driver runs, as 13.0; None without a GPU.
+        free: Bytes of the host's memory, swap included, that are free; None is not held against
+            what compiling takes.
         told: Is called with what was done.
         again: Replace plans that are there.
 
     Raises:
         TargetError: the bundle is for another GPU, backend or a newer TensorRT, or the compiler
             refuses a graph.
+        MemoryShortageError: there is too little memory; nothing was compiled.
         StorageError: the file system refused.
     """
     manifest = bundle.manifest
@@ -87,6 +92,7 @@ def compile_engine(
     if folder.exists():
         told(f"{folder} is compiled; --again compiles anew")
         return folder
+    _require_memory(bundle, free)
     workspace = memory // WORKSPACE_SHARE
     profiles = pass_profiles(bundle)
     cache_path = folder.with_name(f"{folder.name}-{TIMING_CACHE}")
@@ -129,6 +135,17 @@ def _require_version(bundle: Bundle, compiler: Any) -> None:
         raise TargetError(
             f"{bundle.folder}: its graphs need TensorRT {needed[0]}.{needed[1]} or newer, got "
             f"{found}.\nBuild the bundle again with --tensorrt {found}."
+        )
+
+
+def _require_memory(bundle: Bundle, free: int | None) -> None:
+    least, most = compiler_memory(bundle.manifest.geometry, (VISION, LANGUAGE))
+    if free is not None and free < least:
+        raise MemoryShortageError(
+            f"{bundle.folder}: expected {least / 2**30:.1f} to {most / 2**30:.1f} GiB of free "
+            "memory to compile it (an estimate: 3 to 4 bytes for each parameter of its largest "
+            f"part), got {free / 2**30:.1f} GiB, swap included.\nEnd other programs, add swap, or "
+            "compile all the same with --memory-unchecked."
         )
 
 

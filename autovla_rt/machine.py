@@ -82,14 +82,24 @@ def cpu_features(cpuinfo: str) -> tuple[str, ...]:
 
 def free_memory() -> int | None:
     """Return bytes that can be taken without swapping, within this process's control group."""
-    if not MEMINFO.exists():
-        return None
-    fields = (line.split() for line in MEMINFO.read_text().splitlines())
-    free = next((int(f[1]) * 1024 for f in fields if f[0] == "MemAvailable:"), None)
+    free = _meminfo("MemAvailable:")
     limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
     if free is None or limit is None or used is None:
         return free
     return min(free, max(limit - used, 0))
+
+
+def free_swap() -> int:
+    """Return bytes of swap that are free; 0 where that is not known."""
+    return _meminfo("SwapFree:") or 0
+
+
+def _meminfo(name: str) -> int | None:
+    """Return a line of /proc/meminfo in bytes; None where there is none."""
+    if not MEMINFO.exists():
+        return None
+    fields = (line.split() for line in MEMINFO.read_text().splitlines())
+    return next((int(field[1]) * 1024 for field in fields if field[0] == name), None)
 
 
 def _is_flags(key: str) -> bool:

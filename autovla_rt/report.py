@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autovla_rt.bundle import Bundle, CalibrationUsed, Quality
+from autovla_rt.config import TENSORRT_SINCE
 
 if TYPE_CHECKING:
     from autovla_rt.runtime.plan import Plan
@@ -82,6 +83,7 @@ def print_bundle(bundle: Bundle) -> None:
     for key, value in {
         "sha256": bundle.identity,
         "target": f"{manifest.target} ({manifest.backend})",
+        "graphs": _graphs(manifest.dialect),
         "precision": str(precision),
         "calibration": _calibration(used),
         "gate": _verdict(manifest.quality),
@@ -111,6 +113,13 @@ def print_bundle(bundle: Bundle) -> None:
         files.add_row(_plain(name), _size(record.size), record.sha256[:16])
     files.add_row("sum", _size(sum(record.size for record in manifest.files.values())))
     print_tables(table, files)
+
+
+def _graphs(dialect: str) -> str:
+    if dialect not in TENSORRT_SINCE:
+        return dialect
+    major, minor = TENSORRT_SINCE[dialect]
+    return f"{dialect}, for TensorRT {major}.{minor} or newer"
 
 
 def _calibration(used: CalibrationUsed | None) -> str:

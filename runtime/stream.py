@@ -48,8 +48,9 @@ class Stream:
         planner: The engine; nobody else may use it meanwhile.
         pass_ms: Measured milliseconds of a pass by its rows (`LatencyModel.pass_ms`): drafts are as
             long as pays. Empty takes the longest: fewest passes.
-        cached_pairs: Pairs of frames whose features are kept, and frames that are kept resized;
-            None takes two requests' pairs, 0 none.
+        cached_pairs: Pairs of frames whose features are kept, and frames that are kept resized (as
+            they came, where a device resizes them: 6 MB for 1920x1080); None takes two requests'
+            pairs, 0 none.
 
     Raises:
         InputError: `cached_pairs` is negative.

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 from demo_engine import REPO, contents, run
 
+from autovla_rt import machine
 from autovla_rt.bundle import load_bundle
 from autovla_rt.compile_engine import compile_engine
 from autovla_rt.errors import BundleError, MemoryShortageError, TargetError
@@ -15,6 +16,14 @@ from autovla_rt.runtime.backends.tensorrt import require_driver, require_gpu_mem
 
 RTX = pytest.importorskip("tensorrt_rtx")
 SIZE = ("--frame-size", "392x224")
+CALL = {
+    "sm": 86,
+    "device": "A10",
+    "memory": 1 << 30,
+    "cuda": "13.0",
+    "free": None,
+    "told": print,
+}
 PLAN = ("plan", "--frames", REPO / "calib_data/demo", "--engine")
 
 
@@ -137,6 +146,8 @@ def test_a_bundle_for_an_old_tensorrt_is_compiled_and_says_what_it_is_for(demo, 
     done = run("compile", "--engine", folder, "--without-gpu", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     assert load_bundle(folder).manifest.dialect == "plain"
+    shown = run("inspect", folder, cache=tmp_path).stdout
+    assert "plain, for TensorRT 10.3 or newer" in " ".join(shown.split())
     plans, _ = read(folder)
     layers = (plans / "language.layers.txt").read_text()
     assert "KV_CACHE" not in layers.upper()
@@ -146,9 +157,7 @@ def test_a_tensorrt_that_lacks_layers_of_the_graphs_is_refused_naming_both(origi
     old = ModuleType("tensorrt")  # asked for its name and version alone
     old.__version__ = "10.3.0"
     with pytest.raises(TargetError) as raised:
-        compile_engine(
-            load_bundle(original), old, sm=86, device="A10", memory=1, cuda="13.0", told=print
-        )
+        compile_engine(load_bundle(original), old, **CALL)
     assert "need TensorRT 10.15 or newer, got 10.3.0" in str(raised.value)
     assert "--tensorrt 10.3.0" in str(raised.value)
 
@@ -181,6 +190,21 @@ def test_an_engine_of_one_gpu_is_refused_on_another_naming_both(compiled):
         require_sm(load_bundle(compiled), 90, "NVIDIA H100")
     assert "built for rtx-sm86 (SM 8.6), got NVIDIA H100 (SM 9.0)" in str(raised.value)
     require_sm(load_bundle(compiled), 86, "NVIDIA A10")
+
+
+def test_compiling_with_too_little_memory_is_refused_before_work(compiled, monkeypatch, invoke):
+    monkeypatch.setattr(machine, "free_memory", lambda: 1 << 20)
+    monkeypatch.setattr(machine, "free_swap", lambda: 1 << 20)
+    before = contents(compiled)
+    words = ("compile", "--engine", compiled, "--without-gpu")
+    assert invoke(*words)[0] == 0  # compiled already
+    shutil.rmtree(compiled / "plans")
+    said = invoke.refused(13, *words)
+    assert "of free memory to compile it" in said
+    assert "got 0.0 GiB, swap included" in said
+    assert not (compiled / "plans").exists()
+    assert invoke(*words, "--memory-unchecked")[0] == 0
+    assert contents(compiled).keys() == before.keys()
 
 
 def test_plans_of_a_newer_driver_are_refused_naming_both(compiled):

@@ -40,12 +40,12 @@ def bundle():
 def engines(bundle):
     from autovla_rt.runtime.backends.device_engine import DeviceLanguage, DeviceVision
     from autovla_rt.runtime.backends.onnx_executor import OnnxDevice
-    from autovla_rt.runtime.backends.tensorrt import TensorRtDevice
+    from autovla_rt.runtime.engines import open_engines
 
-    devices = {"gpu": TensorRtDevice(bundle), "cpu": OnnxDevice()}
+    cpu = OnnxDevice()
     return {
-        name: (DeviceVision(bundle, device), DeviceLanguage(bundle, device))
-        for name, device in devices.items()
+        "gpu": open_engines(bundle, None),
+        "cpu": (DeviceVision(bundle, cpu), DeviceLanguage(bundle, cpu)),
     }
 
 
@@ -79,8 +79,7 @@ def test_features_of_frames_started_one_after_the_other(bundle, engines):
     assert cosines(ours, theirs).min() > COSINE
 
 
-def test_a_whole_plan_is_made_from_frames(bundle):
-    from autovla_rt.runtime.engines import open_engines
+def test_a_whole_plan_is_made_from_frames(bundle, engines):
     from autovla_rt.runtime.planner import Planner
     from autovla_rt.runtime.scene import Request
 
@@ -91,7 +90,7 @@ def test_a_whole_plan_is_made_from_frames(bundle):
         )
         for camera in bundle.manifest.cameras
     }
-    planner = Planner(bundle, *open_engines(bundle, None))
+    planner = Planner(bundle, *engines["gpu"])
     plans = [planner.plan(Request(frames, 5.0, 0.1, "turn left"), mode="auto") for _ in range(3)]
     assert len({tuple(plan.action_tokens) for plan in plans}) == 1  # captured, replayed: the same
     assert len(plans[0].trajectory) == bundle.manifest.actions.num_poses

@@ -144,5 +144,6 @@ def compile_lazily(bundle, trt, monkeypatch):
         device="none",
         memory=1 << 30,
         cuda="13.2",
+        free=None,
         told=lambda _line: None,
     )
