@@ -1,4 +1,4 @@
-"""Numba kernels of the world: compiled once, kept in the user's cache."""
+"""Numba kernels of the world: compiled once, kept in the user's cache or in NUMBA_CACHE_DIR."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ def _cache_folder() -> Path:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
+    folder = f"numba-{digest.hexdigest()[:16]}"
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(chosen) / folder
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "autovla-rt" / f"numba-{digest.hexdigest()[:16]}"
+    return Path(root) / "autovla-rt" / folder
 
 
 setattr(config, "CACHE_DIR", str(_cache_folder()))  # noqa: B010 (no attribute to mypy)

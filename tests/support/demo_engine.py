@@ -60,13 +60,20 @@ def copy_checkpoint(demo: Demo, folder: Path) -> Demo:
 
 
 def run(*words: object, cache: Path, **options) -> subprocess.CompletedProcess[str]:
-    """Run the installed script; `cache` holds its hashes."""
+    """Run the installed script; `cache` holds its hashes, the user's own the world's kernels."""
+    kernels = Path.home() / ".cache" / "autovla-rt"
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(cache),
+        "NUMBA_CACHE_DIR": str(kernels),
+        **options.pop("env", {}),
+    }
     return subprocess.run(
         [SCRIPT, *map(str, words)],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), **options.pop("env", {})},
+        env=environment,
         **options,
     )
 
