@@ -117,13 +117,13 @@ def test_what_is_rewarded_becomes_more_probable(make):
         return with_scores(group, [1 - mean / 2048 for mean in means])
 
     settings = dataclasses.replace(
-        SMALL, steps=24, group_size=8, lr=1e-3, kl=0.0, reward=SCORE_ALONE
+        SMALL, steps=14, group_size=8, lr=2e-3, kl=0.0, reward=SCORE_ALONE
     )
     trainer = make(settings, change)
     for _ in range(settings.steps):
         trainer.advance()
     scores = [line["score"] for line in log_of(trainer.out)]
-    assert sum(scores[-6:]) > sum(scores[:6]) + 0.3
+    assert sum(scores[-4:]) > sum(scores[:4]) + 0.8
 
 
 def test_a_reward_that_is_no_number_is_counted_and_teaches_nothing(make):
