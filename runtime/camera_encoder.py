@@ -55,8 +55,7 @@ class CameraEncoder:
 
         Args:
             frames: The four frames of each camera, oldest first.
-            trace: Receives the spans image_decode, preprocess and, of an engine that is waited for
-                here, vision.
+            trace: Receives the spans image_decode, preprocess and vision.
             seen: Knows frames and pairs, and gets to know these.
 
         Raises:

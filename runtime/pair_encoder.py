@@ -68,11 +68,11 @@ class FramePairs:
         self._engine = engine
 
     def start(self, new: NewPairs, trace: Trace) -> dict[Hashable, Pending]:
-        """Put each camera's pairs on the device's queue, span preprocess."""
+        """Put each camera's pairs on the device's queue, span vision: resizing is part of it."""
         found: dict[Hashable, Pending] = {}
         for camera, pairs in new.items():
             frames = [frame.pixels for pair in pairs.values() for frame in pair]
-            with trace.span("preprocess"):
+            with trace.span("vision"):
                 features = cache(self._engine.start(frames, camera))
             found.update((key, _row(features, index)) for index, key in enumerate(pairs))
         return found
