@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from autovla_rt.config import TENSORRT_SINCE
 from autovla_rt.cuda_driver import Driver, NoDriver
 from autovla_rt.nvidia_trial import TRIALS
 
@@ -104,7 +105,8 @@ def _tried(library: Library) -> Finding:
     failure = trial(library.module)
     does = TRIALS[library.module][1]
     if failure is None:
-        return Finding(library.backend, library.targets, True, f"{_named(library)}: {does}")
+        found = f"{_named(library)}: {does}{_told_of_old_one(library)}"
+        return Finding(library.backend, library.targets, True, found)
     found = f"{_named(library)}, tried: {failure}"
     return Finding(library.backend, library.targets, False, found, library.install)
 
@@ -126,10 +128,31 @@ def trial(module: str) -> str | None:
     return said[-1] if said else f"exit code {done.returncode}"
 
 
+def _told_of_old_one(library: Library) -> str:
+    """Say what bundles a TensorRT needs that lacks the newer layers."""
+    _, found = _installed(library)
+    newest = TENSORRT_SINCE["standard"]
+    if library.module != "tensorrt" or not found or _release(found) >= newest:
+        return ""
+    if _release(found) < (oldest := TENSORRT_SINCE["plain"]):
+        return f"; older than {oldest[0]}.{oldest[1]}, the oldest that bundles can be built for"
+    return f"; older than {newest[0]}.{newest[1]}: build its bundles with --tensorrt {found}"
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
 def _named(library: Library) -> str:
+    package, found = _installed(library)
+    return f"{package} {found}" if found else library.module
+
+
+def _installed(library: Library) -> tuple[str, str]:
+    """Return the package that a library was installed by, and its version; "" where none is."""
     for package in library.packages:
         try:
-            return f"{package} {version(package)}"
+            return package, version(package)
         except PackageNotFoundError:
             continue
-    return library.module
+    return "", ""

@@ -61,6 +61,29 @@ def test_a_library_works_only_where_it_was_tried(packages):
 
 
 @pytest.mark.parametrize(
+    ("release", "said"),
+    [
+        ("10.3.0", "older than 10.15: build its bundles with --tensorrt 10.3.0"),
+        ("8.6.1", "older than 10.3, the oldest that bundles can be built for"),
+        ("10.15.1", ""),
+        ("11.5.0", ""),
+    ],
+)
+def test_a_tensorrt_that_lacks_layers_is_told_how_to_build_for_it(
+    packages, tmp_path, monkeypatch, release, said
+):
+    packages(tensorrt="")
+    (tmp_path / f"tensorrt-{release}.dist-info").mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: tensorrt\nVersion: {release}\n"
+    (tmp_path / f"tensorrt-{release}.dist-info" / "METADATA").write_text(metadata)
+    monkeypatch.setattr(nvidia, "trial", lambda _module: None)
+    finding = found(GPU, "tensorrt")
+    assert finding.works
+    told = f"tensorrt {release}: {TRIALS['tensorrt'][1]}"
+    assert finding.found == (f"{told}; {said}" if said else told)
+
+
+@pytest.mark.parametrize(
     ("source", "said"),
     [
         ("raise RuntimeError('no device')", "RuntimeError: no device"),
