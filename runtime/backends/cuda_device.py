@@ -70,7 +70,6 @@ class CudaBuffer(CudaMemory):
         if not self._shared:
             size = count * self.dtype.itemsize
             self._device.put("cuMemcpyHtoDAsync", self.address, self._host.ctypes.data, size)
-            self._device.uses(self)
 
     def read(self, shape: Shape) -> NDArray[Any]:
         """Return what lies at the beginning, copied, once all work is done."""

@@ -8,8 +8,9 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 
 from autovla_rt.config import Camera, Preprocessing, VisionGeometry
 from autovla_rt.errors import InputError
+from autovla_rt.kernels.resample import resample
 from autovla_rt.kernels.resize import video_grid
-from autovla_rt.runtime.frames import FramePreprocessor
+from autovla_rt.runtime.frames import FramePreprocessor, bicubic, for_kernel
 
 VISION = VisionGeometry(
     depth=1,
@@ -233,3 +234,16 @@ def test_size_of_another_grid_names_both_and_the_rebuild():
 def test_another_size_of_the_same_grid_is_accepted():
     frames = [np.zeros((1080, 1920, 3), np.uint8)] * 4
     assert prepare(frames, SIZES["16:9"]).shape == (2, 480, 1176)
+
+
+def test_a_device_resizes_frames_itself_but_for_those_that_pillow_resizes_rows_first():
+    rng = np.random.default_rng(0)
+    wide, tall = (
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+        for size in ((108, 192), (400, 100))
+    )
+    np.testing.assert_array_equal(for_kernel(wide, (56, 28)), np.asarray(wide))
+    np.testing.assert_array_equal(for_kernel(tall, (28, 112)), bicubic(tall, (28, 112)))
+    assert not np.array_equal(
+        resample(np.asarray(tall)[None], (112, 28))[0], bicubic(tall, (28, 112))
+    )

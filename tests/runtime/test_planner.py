@@ -99,6 +99,22 @@ def test_cameras_encoded_together_are_not_confused(planner, request_):
         np.testing.assert_array_equal(actual, expected.reshape(actual.shape))
 
 
+def test_a_pair_that_several_cameras_show_is_encoded_once(planner, request_, monkeypatch):
+    engine = planner._cameras._pairs._engine
+    encode, batches = engine.encode, []
+    monkeypatch.setattr(
+        engine,
+        "encode",
+        lambda patches, grid: batches.append(len(patches)) or encode(patches, grid),
+    )
+    same = dict.fromkeys(request_.frames, request_.frames["front"])
+    features = planner._cameras.start(same, Trace(), Seen(0))
+    first, *others = (of() for of in features.values())
+    assert batches == [2]
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
 def test_the_trajectory_is_the_codebooks(planner, request_, demo):
     from autovla_rt.runtime.actions import Codebook
 

@@ -70,6 +70,8 @@ def test_plans_are_those_of_the_ort_backend(bundles, device, engines, mode):
         assert ours.action_tokens == theirs.action_tokens
         assert ours.reasoning == theirs.reasoning
         assert ours.p_slow == pytest.approx(theirs.p_slow, abs=CLOSE)
+        ahead = len(device.manifest.cameras) - 1  # a pass of the prompt before each but the first
+        assert ours.forward_passes == theirs.forward_passes + ahead
 
 
 def test_features_are_those_of_the_ort_backend(bundles, engines):
