@@ -81,18 +81,6 @@ def made(model, tmp_path_factory):
     return export
 
 
-@pytest.fixture(scope="module")
-def embeddings(model):
-    ids = np.random.default_rng(1).integers(0, 400, 60)
-    return model.weights().rows("model.embed_tokens.weight", 0, 400)[ids]
-
-
-@pytest.fixture(scope="module")
-def patches(model):
-    shape = 3, ROWS * COLUMNS, model.geometry.vision.patch_width
-    return np.random.default_rng(2).standard_normal(shape, np.float32)
-
-
 def close(actual, expected, share):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=share * np.abs(expected).max())
 

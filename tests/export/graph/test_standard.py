@@ -117,18 +117,6 @@ def graphs(model, calibration, tmp_path_factory):
     return export
 
 
-@pytest.fixture(scope="module")
-def embeddings(model):
-    ids = np.random.default_rng(1).integers(0, 400, 60)
-    return model.weights().rows("model.embed_tokens.weight", 0, 400)[ids]
-
-
-@pytest.fixture(scope="module")
-def patches(model):
-    shape = 3, GRID[0] * GRID[1], model.geometry.vision.patch_width
-    return np.random.default_rng(2).standard_normal(shape, np.float32)
-
-
 def tables(geometry):
     return rotary_tables(geometry, mrope_positions(geometry, [], CAPACITY + SPARE_POSITIONS))
 
