@@ -29,7 +29,7 @@ from autovla_rt.cli_build_options import (
     TargetName,
     TensorRtVersion,
     read_frame_sizes,
-    read_version,
+    read_tensorrt,
 )
 from autovla_rt.cli_options import require_library
 from autovla_rt.errors import GateError, TargetError
@@ -129,7 +129,7 @@ def export(
         sizes,
         calibration=calibration,
         modelopt=modelopt,
-        tensorrt=read_version(tensorrt),
+        tensorrt=read_tensorrt(tensorrt),
     )
     unified = (Part.checkpoint, Part.edgellm)
     checks = dict.fromkeys(unified, check_unified) | {Part.trtllm: check_trtllm}
@@ -287,9 +287,10 @@ def build(
         notes,
         calibration,
         modelopt,
-        read_version(tensorrt),
+        read_tensorrt(tensorrt),
     )
-    if check_settings(settings).sm is not None and scenes is not None:
+    is_for_gpu = check_settings(settings).sm is not None
+    if is_for_gpu and scenes is not None:
         raise TargetError(
             f"target {target}: expected no --scenes, since no engine of a GPU runs before it is "
             "compiled there.\nBuild without them, and judge it on the device: autovla-rt compile, "
@@ -297,7 +298,7 @@ def build(
         )
     quality = None
     with _opened(files) as model, ExportProgress() as progress:
-        if find_target(target).sm is not None:
+        if is_for_gpu:
             cameras = camera_layout(model, settings)
             _log(require_room(model.geometry, settings, settings.choice, cameras, BOTH))
         if scenes is None or sensor_root is None:

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from autovla_rt.errors import InputError
+from autovla_rt.versions import Version, read_version
 
 DEFAULT_FRAME_SIZE = ("1920x1080",)
 SIZE = re.compile(r"(?:([a-z_]+)=)?([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
-VERSION = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})(?:\..*)?", re.ASCII)
 
 Checkpoint = Annotated[
     Path, typer.Option(help="Hugging Face folder or Lightning .ckpt.", show_default=False)
@@ -113,14 +113,12 @@ def read_frame_sizes(given: list[str] | None) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def read_version(given: str | None) -> tuple[int, int] | None:
-    """Read --tensorrt: (major, minor) of a version such as 10.3.0."""
-    if given is None:
-        return None
-    match = VERSION.fullmatch(given)
-    if match is None:
+def read_tensorrt(given: str | None) -> Version | None:
+    """Read --tensorrt."""
+    try:
+        return None if given is None else read_version(given)
+    except ValueError as error:
         raise InputError(
-            f"--tensorrt {given[:40]}: expected a version such as 10.3, as the device's "
+            f"--tensorrt {given}: {error}.\nThe device's is what its "
             'python3 -c "import tensorrt; print(tensorrt.__version__)" says.'
-        )
-    return int(match[1]), int(match[2])
+        ) from None

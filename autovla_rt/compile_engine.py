@@ -17,6 +17,7 @@ from autovla_rt.output_file import write_file
 from autovla_rt.plans import RECORD, CompiledPlans, graphs_of, plan_name, plans_folder
 from autovla_rt.runtime.backends.device_engine import PASS_SIZES
 from autovla_rt.runtime.backends.tensorrt import LIBRARY
+from autovla_rt.versions import dotted, read_version
 
 WORKSPACE_SHARE = 8
 """One of so many parts of the GPU's memory may be taken by a tactic while it computes."""
@@ -131,9 +132,9 @@ def compile_engine(
 def _require_version(bundle: Bundle, compiler: Any) -> None:
     """Refuse a TensorRT that lacks layers of the graphs; TensorRT for RTX has all of them."""
     found, needed = compiler.__version__, TENSORRT_SINCE[bundle.manifest.dialect]
-    if compiler.__name__ == LIBRARY and tuple(map(int, found.split(".")[:2])) < needed:
+    if compiler.__name__ == LIBRARY and read_version(found) < needed:
         raise TargetError(
-            f"{bundle.folder}: its graphs need TensorRT {needed[0]}.{needed[1]} or newer, got "
+            f"{bundle.folder}: its graphs need TensorRT {dotted(needed)} or newer, got "
             f"{found}.\nBuild the bundle again with --tensorrt {found}."
         )
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from autovla_rt.config import TENSORRT_SINCE
 from autovla_rt.cuda_driver import Driver, NoDriver
 from autovla_rt.nvidia_trial import TRIALS
+from autovla_rt.versions import dotted, read_version
 
 TRIAL_SECONDS = 180
 
@@ -131,16 +132,12 @@ def trial(module: str) -> str | None:
 def _told_of_old_one(library: Library) -> str:
     """Say what bundles a TensorRT needs that lacks the newer layers."""
     _, found = _installed(library)
-    newest = TENSORRT_SINCE["standard"]
-    if library.module != "tensorrt" or not found or _release(found) >= newest:
+    oldest, newest = TENSORRT_SINCE["plain"], TENSORRT_SINCE["standard"]
+    if library.module != "tensorrt" or not found or read_version(found) >= newest:
         return ""
-    if _release(found) < (oldest := TENSORRT_SINCE["plain"]):
-        return f"; older than {oldest[0]}.{oldest[1]}, the oldest that bundles can be built for"
-    return f"; older than {newest[0]}.{newest[1]}: build its bundles with --tensorrt {found}"
-
-
-def _release(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])
+    if read_version(found) < oldest:
+        return f"; older than {dotted(oldest)}, the oldest that bundles can be built for"
+    return f"; older than {dotted(newest)}: build its bundles with --tensorrt {found}"
 
 
 def _named(library: Library) -> str:

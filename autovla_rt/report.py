@@ -22,6 +22,7 @@ from rich.text import Text
 
 from autovla_rt.bundle import Bundle, CalibrationUsed, Quality
 from autovla_rt.config import TENSORRT_SINCE
+from autovla_rt.versions import dotted
 
 if TYPE_CHECKING:
     from autovla_rt.runtime.plan import Plan
@@ -118,8 +119,7 @@ def print_bundle(bundle: Bundle) -> None:
 def _graphs(dialect: str) -> str:
     if dialect not in TENSORRT_SINCE:
         return dialect
-    major, minor = TENSORRT_SINCE[dialect]
-    return f"{dialect}, for TensorRT {major}.{minor} or newer"
+    return f"{dialect}, for TensorRT {dotted(TENSORRT_SINCE[dialect])} or newer"
 
 
 def _calibration(used: CalibrationUsed | None) -> str:

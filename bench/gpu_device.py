@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autovla_rt.runtime.backends.cuda_device import CudaDevice
+from autovla_rt.runtime.backends.cuda_device import CudaDevice, CudaMemory
 
 WARM_UP_ROUNDS = 3
 
@@ -24,7 +24,7 @@ class Device(CudaDevice):
 
     def __init__(self) -> None:
         super().__init__()
-        self._uploaded: list[int] = []
+        self._uploaded: list[CudaMemory] = []
 
     def __enter__(self) -> Device:
         return self
@@ -39,8 +39,8 @@ class Device(CudaDevice):
 
     def upload(self, array: NDArray[Any]) -> int:
         """Copy an array to new device memory; returns its address."""
-        self._uploaded.append(self.keep(array).address)
-        return self._uploaded[-1]
+        self._uploaded.append(self.keep(array))
+        return self._uploaded[-1].address
 
     def download(self, address: int, like: NDArray[Any]) -> NDArray[Any]:
         """Copy device memory into a new array of a shape and type, once all work is done."""
@@ -51,9 +51,8 @@ class Device(CudaDevice):
 
     def free(self) -> None:
         """Give back all memory that was uploaded."""
-        self.wait()
-        while self._uploaded:
-            self._done("cuMemFree", self._uploaded.pop())
+        self.release(*self._uploaded)
+        self._uploaded.clear()
 
     def times(self, launches: Sequence[Callable[[], None]], rounds: int) -> list[float]:
         """Return milliseconds of one launch, one figure for each round.

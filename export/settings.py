@@ -18,8 +18,9 @@ from autovla_rt.export.formats import (
     number_format,
     read_choice,
 )
-from autovla_rt.export.graph.dialect import Dialect, Version, dialect_name, dialect_of
+from autovla_rt.export.graph.dialect import Dialect, dialect_name, dialect_of
 from autovla_rt.export.targets import TARGETS, Target, check_target, find_target
+from autovla_rt.versions import Version, dotted
 
 FULL_HD = (1920, 1080)
 
@@ -164,7 +165,7 @@ def check_modelopt(settings: Settings, choice: Choice) -> None:
 def _check_tensorrt(settings: Settings, target: Target) -> None:
     if settings.tensorrt is None:
         return
-    given = ".".join(map(str, settings.tensorrt))
+    given = dotted(settings.tensorrt)
     if dialect_name(target.backend) != "standard":
         raise TargetError(
             f"--tensorrt {given}: expected a target of TensorRT's, or cpu-standard, got "
@@ -172,7 +173,7 @@ def _check_tensorrt(settings: Settings, target: Target) -> None:
         )
     if settings.tensorrt < (oldest := min(TENSORRT_SINCE.values())):
         raise TargetError(
-            f"--tensorrt {given}: expected {'.'.join(map(str, oldest))} (JetPack 6) or newer.\n"
+            f"--tensorrt {given}: expected {dotted(oldest)} (JetPack 6) or newer.\n"
             "Install a newer JetPack or TensorRT on the device."
         )
 

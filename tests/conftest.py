@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from compiled_graphs import COMPILED
 from demo_engine import InProcess, make_demo, run
 from tokenizers import AddedToken, Tokenizer
 
@@ -33,6 +34,20 @@ def pytest_collection_modifyitems(items):
     """Put the longest files first, for pytest -n 2 --dist loadfile --no-loadscope-reorder."""
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what NVIDIA's compiler made of each graph, so that CI's log has it."""
+    rows = [
+        value
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+        if name == COMPILED
+    ]
+    if rows:
+        terminalreporter.section("TensorRT for RTX: layers, MB of the plan, seconds")
+        for row in sorted(rows):
+            terminalreporter.write_line(row)
 
 
 @pytest.fixture(scope="session")

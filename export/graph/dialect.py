@@ -16,9 +16,7 @@ from autovla_rt.export.graph.float16 import RangeCheck
 from autovla_rt.export.graph.ops import Ops
 from autovla_rt.export.weight_file import WeightFile
 from autovla_rt.export.weight_source import WeightSource
-
-Version = tuple[int, int]
-"""(major, minor)."""
+from autovla_rt.versions import Version
 
 
 class GraphOps(Ops, Protocol):

@@ -70,7 +70,7 @@ class DeviceVision:
         return _Lane(
             (rows, columns),
             most,
-            device.frame_patches((rows, columns), most * self._clip, manifest),
+            device.frame_patches(camera, manifest),
             device.allocate((most, patches, self._width), dtype),
             device.allocate((most, patches // self._merged, self._hidden), "float32"),
         )

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autovla_rt.bundle import Manifest
-from autovla_rt.runtime.backends import Float, Grid
+from autovla_rt.config import Camera
+from autovla_rt.runtime.backends import Float
 
 Shape = tuple[int, ...]
 Levels = NDArray[np.uint8]
@@ -91,8 +92,8 @@ class Device(Protocol):
         """Return what multiplies final states [m, H] by the rows of the actions [N, H]."""
         ...
 
-    def frame_patches(self, grid: Grid, most: int, manifest: Manifest) -> FramePatches:
-        """Return what makes at most `most` frames patches of a grid (rows, columns)."""
+    def frame_patches(self, camera: Camera, manifest: Manifest) -> FramePatches:
+        """Return what makes a camera's frames patches of its grid."""
         ...
 
     def open(self, graph: Path) -> Executor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from autovla_rt.bundle import Manifest
+from autovla_rt.config import Camera
 from autovla_rt.kernels.resize_plan import ResizePlan, level_values, plan_resize
-from autovla_rt.runtime.backends import Grid
 from autovla_rt.runtime.backends.cuda_device import CudaBuffer, CudaDevice, CudaMemory
 from autovla_rt.runtime.backends.cuda_kernels import CudaKernels
 from autovla_rt.runtime.backends.executor import Levels
@@ -18,6 +19,9 @@ KERNEL = "resize_patchify"
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+planned = lru_cache(maxsize=4)(plan_resize)
+"""Cameras of one size have one plan."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,7 @@ class GpuFramePatches:
     Args:
         device: The GPU.
         kernels: Of a bundle.
-        grid: Rows and columns of a frame's patches.
-        most: Frames at once.
+        camera: Whose frames they are.
         manifest: Of the bundle.
 
     Raises:
@@ -46,11 +49,12 @@ class GpuFramePatches:
     """
 
     def __init__(
-        self, device: CudaDevice, kernels: CudaKernels, grid: Grid, most: int, manifest: Manifest
+        self, device: CudaDevice, kernels: CudaKernels, camera: Camera, manifest: Manifest
     ) -> None:
-        self._device, self._kernels, self._most = device, kernels, most
+        self._device, self._kernels = device, kernels
         vision = manifest.geometry.vision
-        rows, columns = grid
+        clips, rows, columns = camera.grid
+        self._most = clips * vision.temporal_patch_size
         self._resized = rows * vision.patch_size, columns * vision.patch_size
         values = level_values(manifest.preprocessing, vision).astype(np.float16)
         self._values = device.keep(values)
@@ -79,7 +83,7 @@ class GpuFramePatches:
         if self._known is None or self._known.plan.size != size:
             if self._known is not None:
                 self._device.release(*self._known.tables.values(), self._known.frames)
-            plan = plan_resize(size, self._resized)
+            plan = planned(size, self._resized)
             tables = {name: self._device.keep(table) for name, table in plan.tables.items()}
             frames = self._device.allocate((self._most, size[0], plan.pitch), "uint8")
             self._known = _Known(plan, tables, frames)

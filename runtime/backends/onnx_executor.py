@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autovla_rt.bundle import Manifest
+from autovla_rt.config import Camera
 from autovla_rt.kernels.action_head import action_logits
 from autovla_rt.kernels.patchify import patchify
 from autovla_rt.onnx_runtime import ort
 from autovla_rt.ort_session import open_session
-from autovla_rt.runtime.backends import Float, Grid
+from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.backends.executor import ActionHead, Fetched, Levels, Shape
 from autovla_rt.runtime.frames import bicubic
 
@@ -47,9 +48,9 @@ class HostBuffer:
 class HostPatches:
     """Resizes frames with Pillow and cuts them into patches: what the GPU's kernel does."""
 
-    def __init__(self, grid: Grid, manifest: Manifest) -> None:
+    def __init__(self, camera: Camera, manifest: Manifest) -> None:
         self._preprocessing, self._vision = manifest.preprocessing, manifest.geometry.vision
-        rows, columns = grid
+        _, rows, columns = camera.grid
         self._size = columns * self._vision.patch_size, rows * self._vision.patch_size
 
     def __call__(self, frames: Sequence[Levels], patches: HostBuffer) -> None:
@@ -89,9 +90,9 @@ class OnnxDevice:
         """Return this: one thing is done after the other."""
         return self
 
-    def frame_patches(self, grid: Grid, most: int, manifest: Manifest) -> HostPatches:  # noqa: ARG002 memory of Pillow's
-        """Return what makes frames patches of a grid (rows, columns)."""
-        return HostPatches(grid, manifest)
+    def frame_patches(self, camera: Camera, manifest: Manifest) -> HostPatches:
+        """Return what makes a camera's frames patches."""
+        return HostPatches(camera, manifest)
 
     def allocate(self, shape: Shape, dtype: str) -> HostBuffer:
         """Return zeroed memory."""

@@ -7,20 +7,21 @@ executed by the authors: none of the machines at hand has TensorRT and a GPU.
 from __future__ import annotations
 
 import importlib
-import importlib.util
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autovla_rt.bundle import Bundle, Manifest
-from autovla_rt.config import KV_COPIES
+from autovla_rt.config import KV_COPIES, Camera
 from autovla_rt.errors import BundleError, DependencyError, MemoryShortageError, TargetError
 from autovla_rt.plans import CompiledPlans, plan_name, read_plans
-from autovla_rt.runtime.backends import Float, Grid
+from autovla_rt.runtime.backends import Float
 from autovla_rt.runtime.backends.cuda_device import CudaDevice
 from autovla_rt.runtime.backends.cuda_kernels import CudaKernels
 from autovla_rt.runtime.backends.gpu_action_head import GpuActionHead
 from autovla_rt.runtime.backends.gpu_frame_patches import GpuFramePatches
 from autovla_rt.runtime.backends.tensorrt_executor import Module, TensorRtExecutor
+from autovla_rt.versions import read_version
 
 if TYPE_CHECKING:
     import tensorrt_rtx
@@ -92,16 +93,12 @@ def require_driver(bundle: Bundle, plans: CompiledPlans, found: str) -> None:
     Raises:
         BundleError: theirs ran a newer CUDA than `found`.
     """
-    if plans.cuda is not None and _version(found) < _version(plans.cuda):
+    if plans.cuda is not None and read_version(found) < read_version(plans.cuda):
         raise BundleError(
             f"{bundle.folder}: compiled with a driver that runs CUDA {plans.cuda}, got one that "
             f"runs {found}.\nUpdate the driver (on a Jetson JetPack), or compile the plans again: "
             f"autovla-rt compile --engine {bundle.folder} --again"
         )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(".")))
 
 
 class TensorRtDevice(CudaDevice):
@@ -117,7 +114,7 @@ class TensorRtDevice(CudaDevice):
 
     def __init__(self, bundle: Bundle) -> None:
         self._trt = load_tensorrt()
-        if importlib.util.find_spec("nvtx") is not None:
+        with suppress(ModuleNotFoundError):
             importlib.import_module("nvtx")  # from here on stages are ranges of it: trace.py
         super().__init__()
         require_sm(bundle, self.sm, self.name)
@@ -133,9 +130,9 @@ class TensorRtDevice(CudaDevice):
         """Return the kernel that the bundle was built with."""
         return GpuActionHead(self, self._kernels, weight)
 
-    def frame_patches(self, grid: Grid, most: int, manifest: Manifest) -> GpuFramePatches:
-        """Return the kernel that makes at most `most` frames patches of a grid (rows, columns)."""
-        return GpuFramePatches(self, self._kernels, grid, most, manifest)
+    def frame_patches(self, camera: Camera, manifest: Manifest) -> GpuFramePatches:
+        """Return the kernel that makes a camera's frames patches."""
+        return GpuFramePatches(self, self._kernels, camera, manifest)
 
     def open(self, graph: Path) -> TensorRtExecutor:
         """Load the plan of a bundle's graph.

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autovla_rt.config import Preprocessing
+from autovla_rt.config import Camera, Preprocessing
 from autovla_rt.errors import DependencyError, DeviceError
 from autovla_rt.kernels.action_head import action_logits
 from autovla_rt.kernels.patchify import patchify
@@ -135,7 +135,8 @@ def test_frames_become_the_references_patches(device, kernels):
     manifest = SimpleNamespace(
         geometry=SimpleNamespace(vision=vision), preprocessing=Preprocessing()
     )
-    make = GpuFramePatches(device, kernels, (16, 30), 4, manifest)
+    camera = Camera(name="front", grid=(2, 16, 30))
+    make = GpuFramePatches(device, kernels, camera, manifest)
     patches = [device.allocate((2, 480, 1176), "float16") for _ in range(2)]
     for size in ((1080, 1920), (900, 1601), (224, 420)):
         given = [list(rng.integers(0, 256, (4, *size, 3), dtype=np.uint8)) for _ in patches]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiled_graphs import COMPILED
 from demo_engine import REPO, run
 from random_checkpoint import GEOMETRY_3B
 
@@ -70,6 +71,20 @@ def compiled(sm, graphs):
     return {Path(path).name: result for path, result in results.items()}
 
 
+@pytest.fixture
+def told(record_property):
+    """A function that puts a line about a graph's plan into the summary of the run."""
+
+    def tell(precision, dialect, sm):
+        return lambda name, made: record_property(
+            COMPILED,
+            f"{dialect} {precision} SM {sm / 10} {name}: {made['layers']} layers, "
+            f"{made['bytes'] / 1e6:.1f} MB, {made['seconds']} s",
+        )
+
+    return tell
+
+
 @pytest.mark.parametrize(
     ("precision", "sm"),
     [
@@ -81,24 +96,24 @@ def compiled(sm, graphs):
         ("fp8", 120),
     ],
 )
-def test_every_graph_is_parsed_and_compiled(exported, precision, sm):
-    folder = exported(precision)
+def test_every_graph_is_parsed_and_compiled(exported, precision, sm, told):
+    require_compiled(exported(precision), sm, told(precision, "standard", sm))
+
+
+def require_compiled(folder, sm, tell):
     results = compiled(sm, [folder / name for name in GRAPHS])
     assert set(results) == set(GRAPHS)
     for name, result in results.items():
         assert "error" not in result, result["error"]
         assert result["layers"] > (200 if name != "text_head.onnx" else 2)
+        tell(name, result)
 
 
 @pytest.mark.parametrize(
     ("precision", "sm"), [("fp16", 86), ("int8_sq", 86), ("fp16/int4_awq", 86), ("fp8", 89)]
 )
-def test_so_are_those_for_an_old_tensorrt(exported, precision, sm):
-    folder = exported(precision, "10.3")
-    results = compiled(sm, [folder / name for name in GRAPHS])
-    for name, result in results.items():
-        assert "error" not in result, result["error"]
-        assert result["layers"] > (200 if name != "text_head.onnx" else 2)
+def test_so_are_those_for_an_old_tensorrt(exported, precision, sm, told):
+    require_compiled(exported(precision, "10.3"), sm, told(precision, "plain", sm))
 
 
 class Matrix:
@@ -205,7 +220,7 @@ class RandomTower:
 
 
 @pytest.mark.slow
-def test_the_vision_tower_of_the_real_geometry_is_compiled(tmp_path):
+def test_the_vision_tower_of_the_real_geometry_is_compiled(tmp_path, told):
     geometry = GEOMETRY_3B.vision
     with WeightFile(tmp_path / "vision.bin") as file:
         formats = Formats(lambda _module: "fp16", floats="float16")
@@ -213,5 +228,6 @@ def test_the_vision_tower_of_the_real_geometry_is_compiled(tmp_path):
         vision_tower(ops, geometry, static_windows(geometry, 16, 30))
         ops.save(tmp_path / "vision.onnx", "vision")
     result = compiled(86, [tmp_path / "vision.onnx"])["vision.onnx"]
+    told("fp16", "standard", 86)("vision tower of the 3B geometry", result)
     assert result["layers"] > 32 * 100
     assert 1.3e9 < result["bytes"] < 1.5e9

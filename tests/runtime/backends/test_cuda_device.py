@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lazy_cuda import SM, LazyDriver
 
-from autovla_rt.config import Preprocessing
+from autovla_rt.config import Camera, Preprocessing
 from autovla_rt.kernels.aot import compile_kernels
 from autovla_rt.kernels.patchify import patchify
 from autovla_rt.kernels.resample import resample
@@ -23,7 +23,7 @@ VISION = SimpleNamespace(
     patch_size=14, spatial_merge_size=2, temporal_patch_size=2, patch_width=1176
 )
 MANIFEST = SimpleNamespace(geometry=SimpleNamespace(vision=VISION), preprocessing=Preprocessing())
-GRID = 4, 6
+CAMERA = Camera(name="front", grid=(2, 4, 6))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def frames_of(rng, size):
 
 def test_frames_become_the_references_patches_without_waiting_for_each_other(device, kernels):
     rng = np.random.default_rng(0)
-    make = GpuFramePatches(device, CudaKernels(kernels), GRID, 4, MANIFEST)
+    make = GpuFramePatches(device, CudaKernels(kernels), CAMERA, MANIFEST)
     patches = [device.allocate((2, 24, 1176), "float16") for _ in range(2)]
     for size in ((108, 192), (56, 84), (61, 97)):
         given = [frames_of(rng, size) for _ in patches]
@@ -153,7 +153,7 @@ def test_frames_become_the_references_patches_without_waiting_for_each_other(dev
 
 def test_fewer_frames_than_there_is_room_for(device, kernels):
     rng = np.random.default_rng(1)
-    make = GpuFramePatches(device, CudaKernels(kernels), GRID, 4, MANIFEST)
+    make = GpuFramePatches(device, CudaKernels(kernels), CAMERA, MANIFEST)
     buffer = device.allocate((2, 24, 1176), "float16")
     frames = frames_of(rng, (70, 90))[:2]
     make(frames, buffer)
